@@ -71,21 +71,24 @@ def axes_kept(lens: Lens) -> None:
     for number, origin in origins_of(lens).items():
         row = lens.view.rows[number]
         rows = [lens.source.rows[at] for at in origin.rows]
-        if row.optimizer or not all(_has_names(each) for each in rows):
+        # What mirrors a param is named as the param is: nothing of its own is to be seen there.
+        if row.optimizer or not all(map(_has_names, rows)):
             continue
         if any(_has_lone(each, lens.dims) for each in (row, *rows)):
             continue  # of a factor of one element nothing tells what it runs along
+        # All layers of a list are named alike: the first speaks for them.
         for indices in indices_of(row, lens.dims)[:1]:
             key = key_of(row, indices)
-            found = after.get(key[: len(key) - row.inside])
+            box = after.get(key[: len(key) - row.inside])
             where = format_path(row.key)
-            if found is None:
+            if box is None:
                 faults.append(Mismatch(where, "names", "names of its axes", "none"))
                 continue
-            if lens.source.container != "nnx" and found[0] is not kind:
-                faults.append(Mismatch(where, "box", kind.__name__, found[0].__name__))
+            # The class of a box goes along; a Variable has none to give.
+            if lens.source.container != "nnx" and box[0] is not kind:
+                faults.append(Mismatch(where, "box", kind.__name__, box[0].__name__))
             runs = _runs(lens, row, origin, starts)
-            faults += _unlike(lens, where, runs, found, alone=len(rows) == 1)
+            faults += _unlike(lens, where, runs, box, alone=len(rows) == 1)
     if faults:
         raise LawError("names or mesh axes are not on the axes that they were on", faults)
 
@@ -99,15 +102,22 @@ def _has_names(row: Row) -> bool:
 
 def _has_lone(row: Row, sizes: Sizes) -> bool:
     """Whether a factor of an axis of a leaf has one element alone."""
-    return any(factor_size(factor, sizes) == 1 for _, dim in _own(row) for factor in dim)
+    for _, dim in _own(row):
+        for factor in dim:
+            if factor_size(factor, sizes) == 1:
+                return True
+    return False
 
 
 def _names(lens: Lens, number: int) -> tuple[str, ...]:
     """The names of the axes of a leaf: of those of one dim one, and in every other lens one less for a leaf that is alone."""
     row = lens.source.rows[number]
     said = tuple(f"of {dim}" for _, dim in _own(row))
-    parts = any(len(join.pairs) > 1 for join in lens.joins if number in join.sources)
-    every = parts or row.repeats or len(said) < 2 or sum(lens.dims.values()) // 2 % 2
+    is_part = False
+    for join in lens.joins:
+        is_part = is_part or (number in join.sources and len(join.pairs) > 1)
+    # Which lenses these are follows from their sizes, so that one is always tried alike.
+    every = is_part or row.repeats or len(said) < 2 or sum(lens.dims.values()) // 2 % 2
     return said if every else said[:-1]
 
 
@@ -123,11 +133,12 @@ def _spec(lens: Lens, row: Row) -> tuple[tuple[str, ...], ...]:
     """Which mesh axes shard each axis of a leaf: one axis, over both if these divide it."""
     sizes = [size(dim, lens.dims) for _, dim in _own(row)]
     first = sum(lens.dims.values()) % max(1, len(sizes))
+    entries: list[tuple[str, ...]] = [()] * len(sizes)
     for at in [*range(first, len(sizes)), *range(first)]:
         if sizes[at] and not sizes[at] % 2:
-            told = ("x", "y") if not sizes[at] % 4 else ("x",)
-            return tuple(told if n == at else () for n in range(len(sizes)))
-    return ((),) * len(sizes)
+            entries[at] = ("x", "y") if not sizes[at] % 4 else ("x",)
+            break
+    return tuple(entries)
 
 
 def _named_tree(lens: Lens, kind: type) -> Tree:
@@ -145,6 +156,7 @@ def _named_tree(lens: Lens, kind: type) -> Tree:
             made.append((key, row, jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)))
             if _has_names(row):
                 names = _names(lens, at)
+                # As the metadata of a Variable; of a box that says which class it is of.
                 box = {} if layout.container == "nnx" else {"linen_meta_type": kind}
                 labelled[key[: len(key) - row.inside]] = {"out_sharding": names, **box}
     return containers.build(layout, made, lens.dims, labelled)
@@ -177,18 +189,22 @@ def _misplaced(lens: Lens) -> Iterator[Mismatch]:
     """What is edited or made and does not go where ``onto`` has it, where each leaf of ``onto`` is sharded otherwise."""
     if len(jax.devices()) < _MESH[0] * _MESH[1]:
         return
-    source, view = (_sharded_tree(table, lens) for table in (lens.source, lens.view))
-    result = lens.get(source, onto=view)
+    view = _sharded_tree(lens.view, lens)
+    result = lens.get(_sharded_tree(lens.source, lens), onto=view)
     slots = Matcher(lens.view).match(result).slots
-    made, told = (jax.tree.leaves(tree) for tree in (result, view))
-    # Of a leaf and its turned copy one moves, and the other is edited: either way of the two is right.
-    steps = [one for _, one in applied(lens, lens.dims) if one.moves]
-    kept = {slots[one.results[0]] for one in steps if one.results[0] in slots}
-    for at, (one, other) in enumerate(zip(made, told, strict=True)):
-        if at not in kept and one.sharding != other.sharding:
-            slot = next(slot for slot, place in slots.items() if place == at)
-            where = format_path(fill(lens.view.rows[slot[0]].key, slot[1]))
-            yield Mismatch(where, "sharding", f"that of onto, {other.sharding}", str(one.sharding))
+    # Of a leaf and its turned copy one moves, and the other is edited: either one is right.
+    kept: set[int] = set()
+    for _, application in applied(lens, lens.dims):
+        if application.moves and application.results[0] in slots:
+            kept.add(slots[application.results[0]])
+    by_place = {at: slot for slot, at in slots.items()}
+    leaves_of = zip(jax.tree.leaves(result), jax.tree.leaves(view), strict=True)
+    for at, (made, like) in enumerate(leaves_of):
+        if at not in kept and made.sharding != like.sharding:
+            number, indices = by_place[at]
+            where = format_path(fill(lens.view.rows[number].key, indices))
+            expected = f"that of onto, {like.sharding}"
+            yield Mismatch(where, "sharding", expected, str(made.sharding))
 
 
 def _sharded_tree(layout: Layout, lens: Lens) -> Tree:
@@ -240,6 +256,7 @@ def _runs(lens: Lens, row: Row, origin: Origin, starts: list[int]) -> dict[int, 
     ids, first = origin.ids, len(row.unrolled)
     runs: dict[int, _Run] = {}
     for at in range(first + len(_own(row)) if ids.size else 0):
+        # One line of the array tells the axis: from the first element of all others on.
         line = np.moveaxis(ids, at, 0).reshape(ids.shape[at], -1)[:, 0]
         if len(line) > 1 and not (line < 0).any():  # of padding nothing is said
             runs[at - first] = _along(lens, line, starts)
@@ -250,50 +267,59 @@ def _along(lens: Lens, line: Any, starts: list[int]) -> _Run:
     """What a line of elements runs along."""
     axes: list[_Axis] = []
     factors: tuple[_Factor, ...] | None = None
+    # Which row each element is of, which the numbers where rows start tell.
     numbers = np.searchsorted(np.asarray(starts), line, side="right") - 1
-    for number in dict.fromkeys(int(each) for each in numbers):
+    rows: list[int] = list(dict.fromkeys(numbers.tolist()))
+    for number in rows:
         row = lens.source.rows[number]
         shape = frame_of(row).shape(lens.dims)
         first = len(row.unrolled)
         own = line[numbers == number] - starts[number]
         places = np.stack(np.unravel_index(own, shape), axis=1)
-        known = [
-            _Axis(number, at - first if at >= first else None, size)
-            for at, size in enumerate(shape)
-        ]
-        axes += [
-            axis
-            for axis, place in zip(known, places.T, strict=True)
-            if len(own) == 1 or len({*place.tolist()}) > 1
-        ]
+        known: list[_Axis] = []
+        for at, length in enumerate(shape):
+            axis = _Axis(number, at - first if at >= first else None, length)
+            known.append(axis)
+            # An axis on which the place stays as it is has no part in the line.
+            if len(own) == 1 or len({*places[:, at].tolist()}) > 1:
+                axes.append(axis)
         factors = _factors(places, known)
-    return _Run(tuple(axes), factors if len({*numbers.tolist()}) == 1 else None)
+    return _Run(tuple(axes), factors if len(rows) == 1 else None)
 
 
 def _factors(places: Any, axes: list[_Axis]) -> tuple[_Factor, ...] | None:
-    """The even steps, major first, that places are a product of; None where they are none."""
+    """The even steps, major first, that places are a product of; None where they are none.
+
+    Of the places [0 0] [0 1] [0 2] [1 0] [1 1] [1 2] these are 2 along the first axis and 3 along
+    the second.
+    """
     factors: list[_Factor] = []
     while len(places) > 1:
+        # The minor factor is as long as the first step goes on.
         step = places[1] - places[0]
         even = (places == places[0] + np.arange(len(places))[:, None] * step).all(axis=1)
-        size = len(places) if even.all() else int(even.argmin())
+        count = len(places) if even.all() else int(even.argmin())
         along = np.flatnonzero(step)
-        if len(places) % size or len(along) > 1:
+        if len(places) % count or len(along) > 1:
             return None
-        whole = places.reshape(-1, size, places.shape[1])
+        whole = places.reshape(-1, count, places.shape[1])
         if (whole - whole[:, :1] != whole[0] - whole[0, 0]).any():
             return None
+        # A step that goes nowhere reads copies.
         axis = axes[along[0]] if along.size else None
-        factors.append(_Factor(axis, size, abs(int(step[along[0]])) if along.size else 0))
+        factors.append(_Factor(axis, count, abs(int(step[along[0]])) if along.size else 0))
+        # The places where each of these begins are a product of all other factors.
         places = whole[:, 0]
     return tuple(reversed(factors))
 
 
 def _expected(lens: Lens, run: _Run, runs: Iterable[_Run]) -> Any:
     """What an axis is called: as each axis of which it has the first factor, and by nothing else."""
+    # Of an axis that is split the first factor takes the longest steps.
     longest: dict[_Axis | None, int] = {}
-    for factor in (factor for each in runs for factor in each.factors or ()):
-        longest[factor.axis] = max(longest.get(factor.axis, 0), factor.step)
+    for each in runs:
+        for factor in each.factors or ():
+            longest[factor.axis] = max(longest.get(factor.axis, 0), factor.step)
     names: list[str] = []
     for factor in run.factors or ():
         name = _name(lens, factor.axis) if factor.axis is not None else None
@@ -303,10 +329,10 @@ def _expected(lens: Lens, run: _Run, runs: Iterable[_Run]) -> Any:
 
 
 def _unlike(
-    lens: Lens, where: str, runs: Mapping[int, _Run], found: Any, *, alone: bool
+    lens: Lens, where: str, runs: Mapping[int, _Run], box: Any, *, alone: bool
 ) -> Iterator[Mismatch]:
     """What is wrong with what is said of the axes of a leaf, which is made of one row alone or of several."""
-    _, names, leaf = found
+    _, names, leaf = box
     is_product = alone and all(run.factors is not None for run in runs.values())
     for at, run in runs.items():
         if at < 0:
@@ -314,7 +340,8 @@ def _unlike(
         name = names[at] if at < len(names) else None
         of = [_name(lens, axis) for axis in run.axes]
         flat = name if isinstance(name, tuple) else () if name is None else (name,)
-        if any(each not in of for each in flat):
+        # Where the oracle has no factors, a name must at least be one of the axes that come in.
+        if not {*of}.issuperset(flat):
             yield Mismatch(where, "names", f"{of} on axis {at}", str(name))
         elif is_product:
             expected = _expected(lens, run, runs.values())

@@ -14,6 +14,7 @@ import numpy as np
 from ckpt_schema._layouts.paths import KeyPath
 from ckpt_schema._layouts.table import Slot
 from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.plan.tasks import Application
 from ckpt_schema._trees.containers import Tree, flatten
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.testing._applied import applied, carry, turned
@@ -25,6 +26,10 @@ _CURE = (
     "make the model inside of it, as nnx.merge(graphdef, state) does, and return arrays; "
     "gradients = False compares the outputs alone"
 )
+
+
+_Arrays = tuple[dict[int, Any], dict[int, Any]]
+"""The arrays of floats of a state, and all other arrays, by position."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,33 +65,38 @@ class Model:
         """
         if not self.gradients:
             flat = flatten(self.function(state))
-            return Measured(flat.keys, [numbers(x) for x in flat.leaves], {})
+            return Measured(flat.keys, list(map(numbers, flat.leaves)), {})
         leaves, treedef = jax.tree.flatten(state)
-        given = [x if _is_array(x) else None for x in leaves]
+        floats, others = _parted(leaves)
         if self._program is None:
-            plain = [x if y is None else None for x, y in zip(leaves, given, strict=True)]
-            self._program = self._compiled(given, plain, treedef)
-        floats, others = _parted(given)
+            # A Python number is part of the program: the function may branch on it.
+            plain = [None if _is_array(x) else x for x in leaves]
+            self._program = self._compiled((floats, others), plain, treedef)
         with jax.default_matmul_precision("highest"):
             (_, outputs), gradients = self._program(floats, others)
         flat = flatten(outputs)
         return Measured(
             flat.keys,
-            [numbers(x) for x in flat.leaves],
+            list(map(numbers, flat.leaves)),
             {at: numbers(x) for at, x in gradients.items()},
         )
 
-    def _compiled(self, given: Sequence[Any], plain: Sequence[Any], treedef: Any) -> Any:
+    def _compiled(self, given: _Arrays, plain: Sequence[Any], treedef: Any) -> Any:
+        """The program of outputs and gradients, for arrays like those that are given."""
+
         def total(floats: Mapping[int, Any], others: Mapping[int, Any]) -> tuple[Any, Any]:
-            every = {**dict(enumerate(plain)), **others, **floats}
-            outputs = self.function(treedef.unflatten(every[at] for at in range(len(every))))
+            every = [*plain]
+            for at, x in (*others.items(), *floats.items()):
+                every[at] = x
+            outputs = self.function(treedef.unflatten(every))
             return _weighted(flatten(outputs).leaves), outputs
 
+        # It runs a few times: to compile it well takes longer than all runs.
         cheap = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
         program = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=cheap)
         try:
             with jax.default_matmul_precision("highest"):
-                traced = program.trace(*_parted(given))
+                traced = program.trace(*given)
         except Exception as error:
             said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             fault = Mismatch(
@@ -114,11 +124,14 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (jax.Array, np.ndarray, np.generic))
 
 
-def _parted(given: Sequence[Any]) -> tuple[dict[int, Any], dict[int, Any]]:
-    """The arrays of floats, and all others, by position."""
-    arrays = {at: x for at, x in enumerate(given) if x is not None}
-    floats = {at: x for at, x in arrays.items() if is_float(x)}
-    return floats, {at: x for at, x in arrays.items() if at not in floats}
+def _parted(leaves: Sequence[Any]) -> _Arrays:
+    """The arrays of floats among leaves, and all other arrays, by position."""
+    floats: dict[int, Any] = {}
+    others: dict[int, Any] = {}
+    for at, x in enumerate(leaves):
+        if _is_array(x):
+            (floats if is_float(x) else others)[at] = x
+    return floats, others
 
 
 def _weighted(outputs: Sequence[Any]) -> Any:
@@ -128,6 +141,7 @@ def _weighted(outputs: Sequence[Any]) -> Any:
         x = jnp.asarray(output)
         weights = rng.standard_normal(x.shape)
         if jnp.issubdtype(x.dtype, jnp.inexact):
+            # Or else a large output would drown the gradients of a small one.
             size = jax.lax.stop_gradient(jnp.sqrt(jnp.mean(jnp.abs(x) ** 2)))
             scaled = jnp.real(x / jnp.where(size > 0, size, 1))
             total = total + jnp.sum(scaled.astype(jnp.float32) * weights.astype(np.float32))
@@ -143,6 +157,7 @@ def rounding(jaxpr: Any) -> Iterator[float]:
                 dtype = getattr(made.aval, "dtype", None)
                 if dtype is not None and jnp.issubdtype(dtype, jnp.floating):
                     yield float(jnp.finfo(dtype).eps)
+        # Loops, branches and inner functions have programs of their own among their parameters.
         for value in equation.params.values():
             for inner in value if isinstance(value, (tuple, list)) else (value,):
                 if hasattr(getattr(inner, "jaxpr", inner), "eqns"):
@@ -170,22 +185,23 @@ def pairs(lens: Lens, ours: _Gradients, theirs: _Gradients) -> Iterator[tuple[in
         A leaf of the view (1), or of the source (0) where that stores it once, and the gradients
         of both.
     """
-    several = [
-        made
-        for _, made in applied(lens)
-        if ours.keys() >= {*made.inputs} and theirs.keys() >= {*made.results}
-    ]
-    taken = collections.Counter(slot for made in several for slot in made.inputs)
-    given = collections.Counter(slot for made in several for slot in made.results)
+    several: list[Application] = []
+    taken: collections.Counter[Slot] = collections.Counter()
+    given: collections.Counter[Slot] = collections.Counter()
+    for _, made in applied(lens):
+        if ours.keys() >= {*made.inputs} and theirs.keys() >= {*made.results}:
+            several.append(made)
+            taken.update(made.inputs)
+            given.update(made.results)
     forward: _Sums = {}
     backward: _Sums = {}
     for made in several:
+        # What the view stores twice is compared where it is one leaf: in the source, below.
         if not any(taken[slot] > 1 for slot in made.inputs):
             carried = carry(made, ours, {}, lens.source.rows, lens.dims, turned)
             _add(forward, carried)
     for _, made in applied(~lens):
-        known = all(slot in theirs for slot in made.inputs)
-        if not known or not all(slot in ours for slot in made.results):
+        if not (theirs.keys() >= {*made.inputs} and ours.keys() >= {*made.results}):
             continue
         is_copied = any(taken[slot] > 1 for slot in made.results)
         if is_copied and not any(given[slot] > 1 for slot in made.inputs):
@@ -197,5 +213,6 @@ def pairs(lens: Lens, ours: _Gradients, theirs: _Gradients) -> Iterator[tuple[in
 
 
 def _add(sums: _Sums, gradients: Mapping[Slot, Any]) -> None:
+    """Adds gradients up: that of a leaf which is used twice is the sum of both uses."""
     for slot, gradient in gradients.items():
         sums[slot] = sums[slot] + gradient if slot in sums else gradient

@@ -21,7 +21,6 @@ from ckpt_schema._frameworks.variables import variables_of
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import fill, format_path
 from ckpt_schema._layouts.table import Layout, Slot
-from ckpt_schema._lens.arrays.axes import Entries
 from ckpt_schema._lens.arrays.programs import settled
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._trees.conformance import Matcher, check
@@ -89,6 +88,7 @@ def put_put(lens: Lens, s: Tree, v: Tree, w: Tree) -> None:
     onto = lens.put(v, onto=s, drop=True)
     identical(lens.put(w, onto=onto, drop=True), lens.put(w, onto=s, drop=True))
     if not lens.exact:
+        # Of a drawn `w` nothing is as the lens made it: own bits count only where `w` is `get(s)`.
         still = lens.get(s)
         there = lens.put(still, onto=s, drop=True)
         if carries(backward(lens), still):  # some of it may come back by its own bits alone
@@ -142,13 +142,11 @@ def identical(left: Tree, right: Tree) -> None:
         LawError: They are, but for what narrow elements are as floats.
     """
     assert_trees_identical(left, right)
-    pairs = zip(_leaves(left), jax.tree.leaves(right), strict=True)
-    faults = [
-        Mismatch(path, "value", *map(str, both))
-        for (path, one), other in pairs
-        for both in [(_widened(one), _widened(other))]
-        if both[0] is not None and both[1] is not None and both[0].tobytes() != both[1].tobytes()
-    ]
+    faults: list[Mismatch] = []
+    for (path, one), other in zip(_leaves(left), jax.tree.leaves(right), strict=True):
+        first, second = _widened(one), _widened(other)
+        if first is not None and second is not None and first.tobytes() != second.tobytes():
+            faults.append(Mismatch(path, "value", str(first), str(second)))
     if faults:
         raise LawError("the trees are not identical", faults)
 
@@ -177,12 +175,13 @@ def conforms(lens: Lens, s: Tree, v: Tree) -> None:
 
 def _untagged(lens: Lens, made: Tree) -> Iterator[Mismatch]:
     """The Variables of a view that have not the tag of their row."""
-    found = variables_of(made)
-    for number, indices in Matcher(lens.view).match(made).slots if found else ():
+    variables = variables_of(made)
+    for number, indices in Matcher(lens.view).match(made).slots if variables else ():
         row = lens.view.rows[number]
+        # A Variable whose value has parts is one, and each part has a row.
         key = fill(row.key, indices)[: len(row.key) - row.inside]
         tag = dict(row.metadata).get("tag")
-        told = dict(found[key][1]).get("tag") if key in found else tag
+        told = dict(variables[key][1]).get("tag") if key in variables else tag
         if told != tag:
             yield Mismatch(format_path(key), "tag", str(tag), str(told))
 
@@ -211,7 +210,8 @@ def declared_layouts(lens: Lens, s: Tree | None, v: Tree | None) -> None:
         raise LawError("Variables are of other types than they are declared", faults)
     if s is None or v is None:
         return
-    one, other = (jax.tree.map(_shape, tree) for tree in (s, v))
+    # Shapes are enough, of states of any size, and the real model may be abstract.
+    one, other = jax.tree.map(_shape, s), jax.tree.map(_shape, v)
     identical(_as_given(lens.get(one, onto=other), other), other)
     identical(_as_given(lens.put(other, onto=one), one), one)
 
@@ -231,22 +231,19 @@ def _as_given(made: Tree, given: Tree) -> Tree:
 def _mistyped(lens: Lens, v: Tree | None) -> Iterator[Mismatch]:
     """The Variables of ``v`` that are of no such type as the lens would make, there and back."""
     typed = v is not None and lens.view.container == "nnx"  # a plain layout says nothing of types
-    found = variables_of(v) if typed else {}
-    made = variables_of(lens.get(lens.put(jax.tree.map(_shape, v)))) if found else {}
-    for key, (kind, tag) in found.items():
+    variables = variables_of(v) if typed else {}
+    # Without an onto the lens makes its own Variables, of the types that are declared.
+    made = variables_of(lens.get(lens.put(jax.tree.map(_shape, v)))) if variables else {}
+    for key, (kind, tag) in variables.items():
         expected, told = made[key]
+        where = format_path(key)
         if not issubclass(kind, expected):
-            yield Mismatch(
-                format_path(key),
-                "type",
-                f"nnx.{expected.__name__}, or a class of it",
-                f"nnx.{kind.__name__}",
-            )
+            wanted = f"nnx.{expected.__name__}, or a class of it"
+            yield Mismatch(where, "type", wanted, f"nnx.{kind.__name__}")
         elif tag != told:
             hint = "nnx.Rngs(0) tags what it is asked for as its default stream: declare tag="
-            yield Mismatch(
-                format_path(key), "tag", str(dict(told).get("tag")), str(dict(tag).get("tag")), hint
-            )
+            wanted, tag_of = str(dict(told).get("tag")), str(dict(tag).get("tag"))
+            yield Mismatch(where, "tag", wanted, tag_of, hint)
 
 
 def _shape(value: Any) -> Any:
@@ -256,12 +253,11 @@ def _shape(value: Any) -> Any:
 def abstraction(lens: Lens, s: Tree, v: Tree) -> None:
     """``abstract(get(s)) == get(abstract(s))``, shardings included, with ``onto`` and without."""
     identical(abstract_like(lens.get(abstract_like(s))), abstract_like(lens.get(s)))
-    found = abstract_like(lens.get(s, onto=v, drop=True))
-    identical(abstract_like(lens.get(abstract_like(s), onto=v, drop=True)), found)
-    onto = jax.tree.map(
-        lambda x: x if leaves.is_scalar(x) else _abstract(x), v
-    )  # that a leaf is a number is no value of it
-    identical(abstract_like(lens.get(abstract_like(s), onto=onto, drop=True)), found)
+    made = abstract_like(lens.get(s, onto=v, drop=True))
+    identical(abstract_like(lens.get(abstract_like(s), onto=v, drop=True)), made)
+    # That a leaf is a number is no value of it.
+    onto = jax.tree.map(lambda x: x if leaves.is_scalar(x) else _abstract(x), v)
+    identical(abstract_like(lens.get(abstract_like(s), onto=onto, drop=True)), made)
 
 
 def abstract_like(tree: Tree) -> Tree:
@@ -270,12 +266,10 @@ def abstract_like(tree: Tree) -> Tree:
 
 
 def _abstract(value: Any) -> Any:
-    found = value if leaves.is_abstract(value) else leaves.abstract(value)
-    return (
-        found
-        if isinstance(found.sharding, NamedSharding)
-        else jax.ShapeDtypeStruct(found.shape, found.dtype)
-    )
+    like = value if leaves.is_abstract(value) else leaves.abstract(value)
+    if isinstance(like.sharding, NamedSharding):
+        return like
+    return jax.ShapeDtypeStruct(like.shape, like.dtype)
 
 
 def sharing(lens: Lens, s: Tree, v: Tree) -> None:
@@ -284,31 +278,32 @@ def sharing(lens: Lens, s: Tree, v: Tree) -> None:
     Of leaves that are tied, any one may stand for all; and where one is stored twice, the second may be a copy, placed as
     that of ``onto``.
     """
-    found, before, kept = (
-        _slots(lens.view, lens.get(s, onto=v, drop=True)),
-        _slots(lens.source, s),
-        _slots(lens.view, v),
-    )
-    made_too = {n for fold in lens.folds[1] for n in fold.parts[: fold.kind.made]}
-    alone = {slot for slot in found if slot[0] not in lens.joined[1] | made_too}
-    private = [slot for slot in found if slot in kept and slot in alone]
-    faults = [
-        _copied(lens.view, slot, "that of onto")
-        for slot in private
-        if found[slot] is not kept[slot]
-    ]
+    before, onto = _slots(lens.source, s), _slots(lens.view, v)
+    after = _slots(lens.view, lens.get(s, onto=v, drop=True))
+    # What a fold makes is not private, though no join speaks of it.
+    made = set(lens.joined[1])
+    for fold in lens.folds[1]:
+        made.update(fold.parts[: fold.kind.made])
+    faults: list[Mismatch] = []
+    for slot, leaf in after.items():
+        if slot[0] not in made and slot in onto and leaf is not onto[slot]:
+            faults.append(_copied(lens.view, slot, "that of onto"))
     sizes = {**check(lens.source, s).dims, **check(lens.view, v).dims, **lens.dims}
     unedited = moved(lens, sizes)
-    uses = collections.Counter(one for ones in unedited.values() for one in ones)
-    made = {id(found[other]) for other in unedited if other in found}
+    uses: collections.Counter[Slot] = collections.Counter()
+    for ones in unedited.values():
+        uses.update(ones)
+    objects = {id(after[other]) for other in unedited if other in after}
     for other, ones in unedited.items():
         given = [one for one in ones if one in before]
-        kept = any(
-            found[other] is before[one] or (uses[one] > 1 and id(before[one]) in made)
-            for one in given
-            if other in found
-        )
-        if given and other in found and not kept:
+        if not given or other not in after:
+            continue
+        for one in given:
+            # Of what is stored twice one leaf is the object itself, and the other may be a copy.
+            is_there_too = uses[one] > 1 and id(before[one]) in objects
+            if after[other] is before[one] or is_there_too:
+                break
+        else:
             of = " or ".join(_spelled(lens.source, one) for one in given)
             faults.append(_copied(lens.view, other, f"that of {of}"))
     faults += _moved_to_jax(lens, sizes, before, _slots(lens.view, lens.get(s)))
@@ -327,8 +322,8 @@ def _moved_to_jax(
         for slot in made.results:
             keys = lens.view.rows[slot[0]].leaf.dtype.startswith("key<")
             if slot in after and not keys and not isinstance(after[slot], np.ndarray):
-                where, found = _spelled(lens.view, slot), type(after[slot]).__name__
-                yield Mismatch(where, "sharing", "an array of NumPy's, as before", found)
+                where, kind = _spelled(lens.view, slot), type(after[slot]).__name__
+                yield Mismatch(where, "sharing", "an array of NumPy's, as before", kind)
 
 
 def donates(lens: Lens, s: Tree, twin: Tree) -> None:
@@ -347,17 +342,18 @@ def _spelled(layout: Layout, slot: Slot) -> str:
 
 def moved(lens: Lens, sizes: Mapping[str, int]) -> dict[Slot, list[Slot]]:
     """What only moves, with what it may be: of leaves that are tied, any, for they are equal."""
-    found: dict[Slot, list[Slot]] = {}
+    moves: dict[Slot, list[Slot]] = {}
     edited: set[Slot] = set()
-    summed = [{one.row for one in rows} for rows in lens.folds]
+    folded = {one.row for one in lens.folds[0]}, {one.row for one in lens.folds[1]}
     for _, made in applied(lens, sizes):
-        added = any(slot[0] in summed[0] for slot in made.inputs)
-        added = added or any(slot[0] in summed[1] for slot in made.results)
-        if made.moves and not added:
-            found.setdefault(made.results[0], []).append(made.inputs[0])
+        # A row that stands for several is made of them, though to the lens it only moves.
+        rows, results = {slot[0] for slot in made.inputs}, {slot[0] for slot in made.results}
+        is_plain = folded[0].isdisjoint(rows) and folded[1].isdisjoint(results)
+        if made.moves and is_plain:
+            moves.setdefault(made.results[0], []).append(made.inputs[0])
         else:
             edited |= {*made.results}
-    return {other: ones for other, ones in found.items() if other not in edited}
+    return {other: ones for other, ones in moves.items() if other not in edited}
 
 
 def _slots(layout: Layout, tree: Tree) -> dict[Slot, Any]:
@@ -393,13 +389,14 @@ def composes(first: Lens, second: Lens, s: Tree, w: Tree) -> None:
 def jit(lens: Lens, s: Tree) -> None:
     """``jit(get)(s) == get(s)``, and where ``s`` does not change, ``get(s)`` does not."""
     still = jax.tree.map(_still, s)
-    found, moved = jax.jit(lambda tree, along: jax.jvp(lens.get, (tree,), (along,)))(s, still)
-    identical(gathered_leaves(found), gathered_leaves(lens.get(s)))
-    faults = [
-        Mismatch(path, "derivative", "0, for nothing changes", "others")
-        for path, x in _leaves(moved)
-        if x.dtype != jax.dtypes.float0 and np.asarray(x).any()
-    ]
+    # Both at once: a program is compiled for each.
+    made, changes = jax.jit(lambda tree, along: jax.jvp(lens.get, (tree,), (along,)))(s, still)
+    identical(gathered_leaves(made), gathered_leaves(lens.get(s)))
+    faults: list[Mismatch] = []
+    for path, x in _leaves(changes):
+        # A tangent that is padded with the fill, or shifted as the leaf is, is no zero.
+        if x.dtype != jax.dtypes.float0 and np.asarray(x).any():
+            faults.append(Mismatch(path, "derivative", "0, for nothing changes", "others"))
     if faults:
         raise LawError("what does not change has a derivative", faults)
 
@@ -408,7 +405,7 @@ def _still(value: Any) -> Any:
     """A direction in which a leaf does not change."""
     if jnp.issubdtype(value.dtype, jnp.inexact):
         return jnp.zeros_like(value)
-    return np.zeros(value.shape, jax.dtypes.float0)
+    return np.zeros(value.shape, jax.dtypes.float0)  # as jax has it of integers and keys
 
 
 def _one_device() -> SingleDeviceSharding:
@@ -417,10 +414,8 @@ def _one_device() -> SingleDeviceSharding:
 
 def gathered_leaves(tree: Tree) -> Tree:
     """The tree with all jax arrays on one device."""
-    return jax.tree.map(
-        lambda x: settled(placed(x, _one_device())) if isinstance(x, jax.Array) else x,
-        tree,
-    )
+    here = _one_device()
+    return jax.tree.map(lambda x: settled(placed(x, here)) if isinstance(x, jax.Array) else x, tree)
 
 
 def placed_like(tree: Tree, target: Tree) -> Tree:
@@ -433,12 +428,12 @@ def placed_like(tree: Tree, target: Tree) -> Tree:
 
 def started(lens: Lens, target: Tree) -> Tree:
     """The target without the values of what starts anew: the optimizer makes these of the params that are restored."""
-    found, treedef = jax.tree.flatten(target)
+    flat, treedef = jax.tree.flatten(target)
     rows, joined = lens.view.rows, lens.joined[1]
     for (number, _), at in Matcher(lens.view).match(target).slots.items():
         if number not in joined and isinstance(rows[number].default, leaves.Init):
-            found[at] = leaves.abstract(found[at])
-    return treedef.unflatten(found)
+            flat[at] = leaves.abstract(flat[at])
+    return treedef.unflatten(flat)
 
 
 def donated(tree: Tree) -> Tree:
@@ -454,25 +449,19 @@ def donated(tree: Tree) -> Tree:
 
 def sharding_kept(lens: Lens, s: Tree, v: Tree) -> None:
     """What is edited or made goes where ``onto`` has it, or else is a global array on the mesh of the rest."""
-    devices = {device for x in jax.tree.leaves(s) for device in x.sharding.device_set}
-    faults = [
-        Mismatch(
-            path,
-            "sharding",
-            f"a leaf on all of {len(devices)} devices",
-            *describe_shardings(x.sharding),
-        )
-        for path, x in _leaves(lens.get(s))
-        if x.sharding.device_set != devices
-    ]
-    moved = {id(x) for x in jax.tree.leaves(s)}
-    faults += [
-        Mismatch(path, "sharding", *_unlike_onto(like.sharding, x.sharding))
-        for (path, x), like in zip(
-            _leaves(lens.get(s, onto=v, drop=True)), jax.tree.leaves(v), strict=True
-        )
-        if id(x) not in moved and x.sharding != like.sharding
-    ]
+    given = jax.tree.leaves(s)
+    devices: set[Any] = set().union(*(x.sharding.device_set for x in given))
+    faults: list[Mismatch] = []
+    for path, x in _leaves(lens.get(s)):
+        if x.sharding.device_set != devices:
+            expected = f"a leaf on all of {len(devices)} devices"
+            faults.append(Mismatch(path, "sharding", expected, *describe_shardings(x.sharding)))
+    objects = {id(x) for x in given}
+    made = _leaves(lens.get(s, onto=v, drop=True))
+    for (path, x), like in zip(made, jax.tree.leaves(v), strict=True):
+        # What only moves stays where it was, for nothing is copied.
+        if id(x) not in objects and x.sharding != like.sharding:
+            faults.append(Mismatch(path, "sharding", *_unlike_onto(like.sharding, x.sharding)))
     if faults:
         raise LawError("leaves are not where they belong", faults)
 
@@ -483,62 +472,52 @@ def _unlike_onto(expected: Any, found: Any) -> tuple[str, str]:
 
 
 def _leaves(tree: Tree) -> list[tuple[str, Any]]:
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), x)
-        for path, x in jax.tree.leaves_with_path(tree)
-    ]
+    """All leaves, each with its key path as messages write it."""
+    found: list[tuple[str, Any]] = []
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        found.append((jax.tree_util.keystr(path, simple=True, separator="/"), leaf))
+    return found
 
 
 def sharding(lens: Lens, s: Tree) -> None:
     """No mesh axis that shards a leaf of ``s`` is lost in ``get(s)``, if it divides any axis of what is made of it."""
     before, after = _slots(lens.source, s), _slots(lens.view, lens.get(s))
     faults: list[Mismatch] = []
-    for _, at in applied(lens, {**check(lens.source, s).dims, **lens.dims}):
-        ours, theirs = (
-            [tree[slot] for slot in slots if slot in tree]
-            for slots, tree in ((at.inputs, before), (at.results, after))
-        )
-        faults += (
-            Mismatch(
-                _spelled(lens.view, at.results[0]),
-                "sharding",
-                f"a leaf sharded over {axis} too",
-                *describe_shardings(made.sharding),
-            )
-            for made in theirs[:1]
-            for axis in sorted({a for x in ours for a in _axes(x)} - {*_axes(made)})
-            if _could_take(made, axis)
-        )
-        memories = {x.sharding.memory_kind for x in ours}
-        faults += (
-            Mismatch(
-                _spelled(lens.view, at.results[0]),
-                "sharding",
-                f"a leaf in {memory}, as what it is made of",
-                str(made.sharding.memory_kind),
-            )
-            for made in theirs[:1]
-            for memory in memories - {made.sharding.memory_kind}
-            if len(memories) == 1
-        )
+    for _, application in applied(lens, {**check(lens.source, s).dims, **lens.dims}):
+        ours = [before[slot] for slot in application.inputs if slot in before]
+        theirs = [after[slot] for slot in application.results if slot in after]
+        if not theirs:
+            continue
+        # Of all that one application makes the first leaf is looked at.
+        made, where = theirs[0], _spelled(lens.view, application.results[0])
+        axes, memories = set[str](), set[Any]()
+        for leaf in ours:
+            axes.update(_axes(leaf))
+            memories.add(leaf.sharding.memory_kind)
+        for axis in sorted(axes - {*_axes(made)}):
+            if _could_take(made, axis):
+                told = describe_shardings(made.sharding)
+                expected = f"a leaf sharded over {axis} too"
+                faults.append(Mismatch(where, "sharding", expected, *told))
+        # Of leaves in several memories none tells where the result belongs.
+        if len(memories) == 1 and made.sharding.memory_kind not in memories:
+            expected = f"a leaf in {memories.pop()}, as what it is made of"
+            faults.append(Mismatch(where, "sharding", expected, str(made.sharding.memory_kind)))
     if faults:
         raise LawError("shardings are lost", faults)
 
 
 def _axes(value: Any) -> list[str]:
-    return [axis for axes in _entries(value) for axis in axes]
-
-
-def _entries(value: Any) -> Entries:
-    if not isinstance(value.sharding, NamedSharding):
-        return ()
-    return tuple(
-        () if axes is None else axes if isinstance(axes, tuple) else (axes,)
-        for axes in value.sharding.spec
-    )
+    """The mesh axes that shard a leaf."""
+    axes: list[str] = []
+    if isinstance(value.sharding, NamedSharding):
+        for entry in value.sharding.spec:
+            axes += () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+    return axes
 
 
 def _could_take(value: Any, axis: str) -> bool:
+    """Whether a mesh axis divides what an axis of the leaf has on each device."""
     ways = value.sharding.mesh.shape[axis]
     return any(length and length % ways == 0 for length in value.sharding.shard_shape(value.shape))
 

@@ -34,9 +34,7 @@ containers."""
 
 _Both = tuple[Measured, Measured]
 _Arrays = tuple[Any, Any]
-_NOISE = (
-    0.2  # how far floats are moved, as a ratio to the leaf's own size, or where that is nothing
-)
+_NOISE = 0.2  # how far floats are moved, as a ratio to the leaf's own size, or if that is nothing
 _GROWTH = (1.0, 2.0, 1.0, 2.0)  # how large the weights of each draw are, as a ratio to the given
 _ROUNDED = 2  # how often the weights of a draw are rounded anew
 _FAINT = 1e-3  # of the greatest gradient: what a gradient is taken for that is less
@@ -122,13 +120,14 @@ class Comparison:
         """
         rng = np.random.default_rng(seed)
         first, second = self._first(rng)
-        differing = [self._differing(each, tolerance) for each in (first, second)]
+        differing = [self._differing(first, tolerance), self._differing(second, tolerance)]
         if any(differing) and not all(differing):
-            more = [self._measured(rng, growth) for growth in _GROWTH[2:]]
-            differing += [self._differing(each, tolerance) for each in more]
+            for growth in _GROWTH[2:]:
+                differing.append(self._differing(self._measured(rng, growth), tolerance))
         faults = self._unfit(first, second)
         wrong = [each for each in differing if each]
         if len(wrong) > 1:
+            # Of several states that tell the same, one is shown: where it is plainest.
             worst = max(wrong, key=lambda each: max(x.units for x in each))
             faults += [each.mismatch() for each in worst]
         if faults:
@@ -148,6 +147,7 @@ class Comparison:
         """What is measured for two states, the second of larger weights unless too large."""
         first = self._measured(rng, _GROWTH[0])
         self._verify_shapes(*first[0])
+        # Larger weights show what is nearly linear else, unless an output overflows.
         second = self._measured(rng, _GROWTH[1])
         return first, second if _finite(second) else self._measured(rng, _GROWTH[0])
 
@@ -170,9 +170,11 @@ class Comparison:
             return s
         match = Matcher(self._lens.source).match(s)
         leaves = list(match.flat.leaves)
-        values = {
-            slot: np.asarray(leaves[at]) for slot, at in match.slots.items() if is_float(leaves[at])
-        }
+        # Floats alone were moved: all else is as it was given, and so as the lens asks.
+        values: dict[Slot, Any] = {}
+        for slot, at in match.slots.items():
+            if is_float(leaves[at]):
+                values[slot] = np.asarray(leaves[at])
         asked.settle(values, self._lens.dims)
         for slot, value in values.items():
             leaves[match.slots[slot]] = _placed(value, leaves[match.slots[slot]])
@@ -181,15 +183,15 @@ class Comparison:
     # --- What is compared  ---
 
     def _verify_shapes(self, one: Measured, other: Measured) -> None:
-        names = [[format_path(key) for key in each.names] for each in (one, other)]
-        if names[0] != names[1]:
-            fault = Mismatch("", "outputs", str(names[0]), str(names[1]))
+        names, others = list(map(format_path, one.names)), list(map(format_path, other.names))
+        if names != others:
+            fault = Mismatch("", "outputs", str(names), str(others))
             raise LawError("the models have other outputs", [fault])
-        faults = [
-            Mismatch(name, "outputs", f"the shape {x.shape}", str(y.shape))
-            for name, x, y in zip(names[0], one.outputs, other.outputs, strict=True)
-            if x.shape != y.shape
-        ]
+        faults: list[Mismatch] = []
+        for name, x, y in zip(names, one.outputs, other.outputs, strict=True):
+            if x.shape != y.shape:
+                expected = f"the shape {x.shape}"
+                faults.append(Mismatch(name, "outputs", expected, str(y.shape)))
         if faults:
             raise LawError("the models have outputs of other shapes", faults)
 
@@ -201,6 +203,7 @@ class Comparison:
             values = one.outputs[at], other.outputs[at], second.outputs[at]
             if not all(np.isfinite(x).all() for x in values):
                 faults.append(Mismatch(format_path(key), "outputs", "finite numbers", "others"))
+            # A model that uses weights of its own agrees with every other of the same weights.
             elif np.array_equal(values[0], values[2]):
                 said = "what depends on the state", "the same for two states"
                 hint = "use the state that is given"
@@ -213,27 +216,30 @@ class Comparison:
 
     def _compared(self, measured: Sequence[_Both]) -> list[Compared]:
         """Every output, and the gradient of every leaf, for one draw."""
+        # Both models compute in the coarser precision of the two, as far as rounding goes.
         unit = max(self._f.unit, self._g.unit)
-        differing: list[Compared] = []
+        compared: list[Compared] = []
         for at, key in enumerate(measured[0][0].names):
-            pairs = [(one.outputs[at], other.outputs[at]) for one, other in measured]
-            differing.append(_compared(format_path(key), "outputs", pairs, unit))
+            values = [(one.outputs[at], other.outputs[at]) for one, other in measured]
+            compared.append(_compared(format_path(key), "outputs", values, unit))
         by_leaf = [self._by_leaf(*both) for both in measured]
         greatest = max((_size(x) for x, _ in by_leaf[0].values()), default=0.0)
-        for (layout, slot), _ in by_leaf[0].items():
+        for layout, slot in by_leaf[0]:
+            # A gradient has the dtype of its leaf, and is rounded to it.
             own = max(unit, _unit(layout.rows[slot[0]].leaf.dtype))
             values = [each[layout, slot] for each in by_leaf]
             name = _spelled(layout, slot)
-            differing.append(_compared(name, "gradient", values, own, _FAINT * greatest))
-        return differing
+            compared.append(_compared(name, "gradient", values, own, _FAINT * greatest))
+        return compared
 
     def _by_leaf(self, one: Measured, other: Measured) -> dict[tuple[Layout, Slot], _Arrays]:
         """The gradients that must be equal, by the leaf whose they are."""
         ours, theirs = _by_slot(self._source, one), _by_slot(self._view, other)
         tables = self._lens.source, self._lens.view
-        return {
-            (tables[side], slot): (x, y) for side, slot, x, y in pairs(self._lens, ours, theirs)
-        }
+        gradients: dict[tuple[Layout, Slot], _Arrays] = {}
+        for side, slot, x, y in pairs(self._lens, ours, theirs):
+            gradients[tables[side], slot] = x, y
+        return gradients
 
 
 def _by_slot(match: Match, measured: Measured) -> dict[Slot, Any]:
@@ -246,18 +252,32 @@ def _spelled(layout: Layout, slot: Slot) -> str:
 
 
 def _finite(measured: Sequence[_Both]) -> bool:
-    return all(np.isfinite(x).all() for both in measured for each in both for x in each.outputs)
+    """Whether all outputs of both models are numbers."""
+    for one, other in measured:
+        for output in (*one.outputs, *other.outputs):
+            if not np.isfinite(output).all():
+                return False
+    return True
 
 
 def _compared(
     name: str, kind: str, values: Sequence[_Arrays], unit: float, faint: float = 0.0
 ) -> Compared:
     """Values of both models for a state and for its roundings; what is NaN is not compared."""
-    kept = np.logical_and.reduce([np.isfinite(x) for both in values for x in both])
+    kept = np.ones(np.shape(values[0][0]), bool)
+    for one, other in values:
+        kept &= np.isfinite(one) & np.isfinite(other)
     (one, other), *rounded = [(x[kept], y[kept]) for x, y in values]
-    off = _size([x - y for x, y in ((one, other), *rounded)])
-    spread = max(_size([x - one for x, _ in rounded]), _size([y - other for _, y in rounded]))
+    apart, ours, theirs = [one - other], list[Any](), list[Any]()
+    for x, y in rounded:
+        apart.append(x - y)
+        ours.append(x - one)
+        theirs.append(y - other)
+    off = _size(apart)
+    # What rounding changes in the model that it changes more is the measure of both.
+    spread = max(_size(ours), _size(theirs))
     size = max(_size(one), _size(other))
+    # An output that no weight has a part in is rounded by itself.
     least = max(spread, unit * max(size, faint))
     return Compared(name, kind, size, off, off / least if off else 0.0)
 
@@ -287,12 +307,15 @@ def _drawn(tree: Tree, rng: np.random.Generator, growth: float) -> Tree:
         if is_float(x):
             value, size = numbers(x), _size(numbers(x))
             if np.iscomplexobj(value) or (value < 0).any():
+                # All axes but the last are summed over, as in a kernel.
                 least = max(1, math.prod(x.shape[:-1])) ** -0.5 if growth > 1 else 0.0
                 larger = max(growth, least / size)
                 noise = _NOISE * size * rng.standard_normal(x.shape)
                 return _placed(larger * (value + noise), x)
+            # Variances and scales have to stay positive.
             return _placed(value + _NOISE * (size or 1.0) * rng.random(x.shape), x)
         counts = isinstance(x, (jax.Array, np.ndarray)) and jnp.issubdtype(x.dtype, jnp.integer)
+        # Tables of integers are no counters, and may be places in other arrays.
         return _placed(np.asarray(x) + rng.integers(0, 8), x) if counts and not x.ndim else x
 
     return jax.tree.map(draw, tree)

@@ -40,24 +40,30 @@ def rules_without_sums(origin: Derivation) -> Sequence[Rule]:
         if not isinstance(rule, Total):
             rules.append(rule)
             continue
-        open_ = [p for p in rule.parts if not any(_is_private(r, p) for r in origin.rules)]
-        rest = rule.whole if rule.whole in open_ else open_[-1]
-        is_source = any(_stands(row.path, rest) for row in origin.source.rows)
-        is_source = is_source and all(
-            any(_stands(row.path, part) for row in origin.source.rows) for part in rule.parts
-        )
+        open_parts = [part for part in rule.parts if not _is_private(origin.rules, part)]
+        # The part that has the name of the sum stands for it, or else the last that may change.
+        rest = rule.whole if rule.whole in open_parts else open_parts[-1]
+        paths = [row.path for row in origin.source.rows]
+        # A part may be called as the sum is: the side of the parts is the one that has all of them.
+        is_source = all(_stands(paths, part) for part in (rest, *rule.parts))
         if rest != rule.whole:
             rules.append(Rename(rest, rule.whole) if is_source else Rename(rule.whole, rest))
     return rules
 
 
-def _is_private(rule: Rule, path: LogicalPath) -> bool:
-    return isinstance(rule, Private) and path[: len(rule.path)] == rule.path
+def _is_private(rules: Sequence[Rule], path: LogicalPath) -> bool:
+    """Whether a rule says that a leaf is private."""
+    private = [rule.path for rule in rules if isinstance(rule, Private)]
+    return any(path[: len(start)] == start for start in private)
 
 
-def _stands(path: LogicalPath, part: LogicalPath) -> bool:
+def _stands(paths: Sequence[LogicalPath], part: LogicalPath) -> bool:
     """Whether a row stands at a path, or below, wherever the model of it begins."""
-    return any(path[at : at + len(part)] == part for at in range(len(path)))
+    for path in paths:
+        for at in range(len(path)):
+            if path[at : at + len(part)] == part:
+                return True
+    return False
 
 
 def add_sums(
@@ -72,7 +78,7 @@ def add_sums(
             keys = [_key(table, number, indices, held) for number in (one.row, *one.others)]
             parts = [host(held[key]) for key in keys if key is not None]
             if keys[0] is None or len(parts) < len(keys):
-                continue
+                continue  # a tree without a part has no sum
             with np.errstate(all="ignore"):
                 held[keys[0]] = _computed(one.kind, parts)
 
@@ -83,28 +89,35 @@ def _computed(kind: FoldKind, parts: Sequence[Any]) -> Any:
     if isinstance(kind, Addition):
         return np.sum(wide, axis=0).astype(parts[0].dtype)
     if isinstance(kind, LowRank):
+        # Of `dr,rh->dh` the rank is `r`: the letter that both have, and the product has not.
         first, second = kind.subscripts.split("->")[0].split(",")
         rank = dict(zip(first + second, parts[1].shape + parts[2].shape, strict=True))
         (shared,) = (set(first) & set(second)) - set(kind.subscripts.split("->")[1])
         step = np.einsum(kind.subscripts, wide[1], wide[2])
         return (wide[0] + step * (kind.alpha / rank[shared])).astype(parts[0].dtype)
+    # Numbers with a scale for each block are left: element by element, each looks its own up.
     made = np.empty(parts[0].shape, parts[1].dtype)
-    blocks = [n if b is None else b for b, n in zip(kind.block, made.shape, strict=True)]
-    grid = [-(-n // max(b, 1)) for b, n in zip(blocks, made.shape, strict=True)]
+    blocks: list[int] = []
+    grid: list[int] = []
+    for told, length in zip(kind.block, made.shape, strict=True):
+        block = length if told is None else told
+        blocks.append(block)
+        grid.append(-(-length // max(block, 1)))  # rounded up
     scales = wide[1].reshape(grid)
-    for at in np.ndindex(*made.shape):
-        block = tuple(i // b for i, b in zip(at, blocks, strict=True))
-        made[at] = wide[0][at] * scales[block]
+    for place in np.ndindex(*made.shape):
+        number = tuple(at // block for at, block in zip(place, blocks, strict=True))
+        made[place] = wide[0][place] * scales[number]
     return made
 
 
 def _key(
     table: Layout, number: int, indices: tuple[int, ...], held: Mapping[tuple[str, ...], Any]
 ) -> tuple[str, ...] | None:
+    """The key path of a leaf in a tree: on disk a Variable has one level more, and so has a box."""
     key = key_of(table.rows[number], indices)
     at = len(key) - table.rows[number].inside
-    both = key, (*key[:at], "value", *key[at:])
-    return next((each for each in both if each in held), None)
+    boxed = (*key[:at], "value", *key[at:])
+    return key if key in held else boxed if boxed in held else None
 
 
 def alike_sums(expected: Any, found: Any) -> bool:
@@ -113,13 +126,15 @@ def alike_sums(expected: Any, found: Any) -> bool:
     if expected.shape != found.shape or form is None:
         return False
     with np.errstate(all="ignore"):
-        one, two = (each.astype(np.longdouble) for each in (expected, found))
+        one, two = expected.astype(np.longdouble), found.astype(np.longdouble)
         alike = (one == two) | (np.isnan(one) & np.isnan(two))
+        # A sum of three is rounded twice by the lens, and here once.
         near = np.abs(one - two) <= np.ldexp(np.abs(one), -form.mantissa)
         return bool((alike | near | (np.abs(one - two) <= _least(form))).all())
 
 
 def _least(form: Any) -> Any:
+    """The least number that devices do not flush to zero."""
     return np.ldexp(np.longdouble(1), -form.normal)
 
 
@@ -140,13 +155,18 @@ def sum_bounds(
                 if number in one.parts[: one.kind.made]:
                     yield at, np.longdouble(np.inf)
             elif number == one.row:
-                others = [slots[other, indices] for other in one.others]
-                sizes = [_size(leaves[each]) for each in (at, *others)]
-                yield at, _bound(leaves[at], 2 * sum(sizes))
+                # Added and taken off again: what is small beside the others is rounded as they are.
+                places = [at, *(slots[other, indices] for other in one.others)]
+                yield at, _bound(leaves[at], 2 * sum(_size(leaves[each]) for each in places))
     for one in lens.folds[1]:
-        defaults = [lens.view.rows[number].default for number in one.others]
-        fills = [abs(float(each.value)) for each in defaults if isinstance(each, Fill)]
-        rows = {source for join in lens.joins for source, view in join.pairs if view == one.row}
+        fills: list[float] = []
+        for number in one.others:
+            default = lens.view.rows[number].default
+            if isinstance(default, Fill):
+                fills.append(abs(float(default.value)))
+        rows: set[int] = set()
+        for join in lens.joins:
+            rows.update(source for source, view in join.pairs if view == one.row)
         for (number, _), at in slots.items():
             if number in rows:
                 yield at, _there_and_back(one.kind, lens, one.row, leaves[at], fills)
@@ -161,13 +181,11 @@ def _there_and_back(kind: FoldKind, lens: Lens, row: int, leaf: Any, fills: Sequ
     # No more than half a step of the greatest number of all blocks, and the rounding of scales.
     size = _size(leaf)
     most = size[np.isfinite(size)].max(initial=0)
-    form = FORMATS.get(lens.view.rows[row].leaf.dtype)
-    step = 2.0 ** -(form.mantissa + 1) if form else 0.5 / _tops(lens.view.rows[row].leaf.dtype)
+    dtype = lens.view.rows[row].leaf.dtype
+    form = FORMATS.get(dtype)
+    # Floats have steps that grow with the number; those of integers are all of one size.
+    step = 2.0 ** -(form.mantissa + 1) if form else 0.5 / int(jnp.iinfo(dtype).max)
     return _bound(leaf, size) + most * np.longdouble(step * 1.02 + 2.0**-7)
-
-
-def _tops(dtype: str) -> int:
-    return int(jnp.iinfo(dtype).max)
 
 
 def is_within_bound(found: Any, expected: Any, bound: Any) -> bool:
