@@ -154,7 +154,11 @@ def caught(run: Callable[[], Any]) -> tuple[str, list[str], str]:
 
 
 def save_linen(root: Path, bytes_too: bool) -> bool:
-    """Saves a Linen state; where bytes are counted a large one too, twice: the second time in chunks that other axes cut."""
+    """Saves a Linen state; where bytes are counted a large one too, in three ways.
+
+    As it is; in chunks that the axes cut which a caller names; and for a reader of four processes
+    whose parts are cut across those of the save.
+    """
     cs.orbax.save(root / "linen", linen_state(5, Sharded(mesh(2, 2), 1)), LENS)
     seen = (root / "linen").exists()
     if not bytes_too:
@@ -163,6 +167,7 @@ def save_linen(root: Path, bytes_too: bool) -> bool:
     cs.orbax.save(root / "big", large, LENS)
     with saved_in_chunks():
         cs.orbax.save(root / "chunks", large, LENS)
+    cs.orbax.save(root / "read_as", large, LENS, read_as=across())
     return seen
 
 
@@ -267,15 +272,21 @@ def big(side: int, specs: Mapping[int, Sequence[Any]]) -> Any:
 def read_big(root: Path) -> dict[str, tuple[int, int, int]]:
     """Bytes that a process holds, that TensorStore read, and that the process read in all: cut as on disk, and across."""
     along = abstract(big_nnx(kernel=("x",), embedding=("x",)))
-    across = abstract(big_nnx(kernel=(None, "x"), embedding=(None, "x")))
     counted(root / "big", along)  # what is imported and compiled is read too
     orders = {
         "along": ("big", along),
-        "across": ("big", across),
+        "across": ("big", across()),
         "along, chunks": ("chunks", along),
+        "across, chunks": ("chunks", across()),
+        "along, read_as": ("read_as", along),
+        "across, read_as": ("read_as", across()),
     }
-    orders["across, chunks"] = "chunks", across
     return {name: counted(root / path, target) for name, (path, target) in orders.items()}
+
+
+def across() -> Any:
+    """The large state cut across the axes of the save."""
+    return abstract(big_nnx(kernel=(None, "x"), embedding=(None, "x")))
 
 
 def big_nnx(kernel: Sequence[Any], embedding: Sequence[Any]) -> Any:

@@ -273,6 +273,7 @@ ORDER = """
     orbax._raw_keys
     orbax._items
     orbax._managed
+    orbax._chunks
     orbax._save
     orbax._route
     orbax._rewriting

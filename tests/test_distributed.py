@@ -56,7 +56,7 @@ def test_each_process_reads_what_its_shards_need(by_four: Path, record_property:
     found = run_distributed(2, jobs.read_big, by_four)
     record_property("bytes_held_stored_read", found)
     for each in found:
-        for name in ("along", "along, chunks", "across, chunks"):
+        for name in ("along", "along, chunks", "across, chunks", "across, read_as"):
             share, stored, every = each[name]
             assert share > 18e6
             assert stored <= every <= 1.1 * share, f"{name}: {each}"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from etils import epath
 
 from ckpt_schema._layouts import leaves
-from ckpt_schema._layouts.paths import KeyPath, format_path
 from ckpt_schema._lens.adapt.adaptation import Scan
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.registry import Registry
@@ -25,7 +24,7 @@ from ckpt_schema.orbax._metadata import SKIP, DiskTree
 from ckpt_schema.orbax._pytree_files import array_notes
 from ckpt_schema.orbax._restore import Prepared, prepared
 from ckpt_schema.orbax._sides import Side, interchangeable
-from ckpt_schema.orbax._targets import placed_abstract, spare_sharding
+from ckpt_schema.orbax._targets import placed_abstract, spare_sharding, verify_even
 
 __all__ = ["RestoreCost", "dry_run"]
 
@@ -143,7 +142,8 @@ def _cost(ready: Prepared, processes: int | None) -> RestoreCost:
     spare = spare_sharding(ready.state)
     made = [placed_abstract(leaf, spare) for leaf in asked.leaves]
     # Neither the target nor what is read may be cut unevenly; both are told in one error.
-    _verify_even(zip((*asked.keys, *flat.keys), (*made, *goals), strict=True))
+    placed = zip((*asked.keys, *flat.keys), (*made, *goals), strict=True)
+    verify_even("the target cannot be on these devices", placed)
     costs = _Costs(processes)
     for key, order, goal in zip(flat.keys, wanted, goals, strict=True):
         if order is not SKIP:
@@ -161,24 +161,6 @@ def _cost(ready: Prepared, processes: int | None) -> RestoreCost:
         sum(held),
         sum(costs.shards) + 2 * largest * edited,
     )
-
-
-def _verify_even(placed: Iterable[tuple[KeyPath, Any]]) -> None:
-    """Raises where devices cannot share an axis evenly, which jax does not allow."""
-    faults: dict[KeyPath, Mismatch] = {}
-    for key, leaf in placed:
-        sharding: Any = getattr(leaf, "sharding", None)
-        try:
-            if sharding is not None:
-                sharding.shard_shape(leaf.shape)
-        except ValueError:
-            expected, found = "axes that the devices share evenly", leaves.describe(leaf)
-            hint = (
-                f"take another mesh, or another sharding than {getattr(sharding, 'spec', 'that')}"
-            )
-            faults[key] = Mismatch(format_path(key), "sharding", expected, found, hint)
-    if faults:
-        raise ConformanceError("the target cannot be on these devices", [*faults.values()])
 
 
 class _Costs:

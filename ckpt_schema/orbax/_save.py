@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.orbax._adapt import Words, saved_through
 from ckpt_schema.orbax._agreement import agree, raised_by_all
-from ckpt_schema.orbax._contexts import directories_first, patience
+from ckpt_schema.orbax._chunks import chunkings_for, shards_read, written_in
+from ckpt_schema.orbax._contexts import patience
 from ckpt_schema.orbax._items import STATE, items_of
 from ckpt_schema.orbax._places import (
     Site,
@@ -50,6 +52,7 @@ def save(
     items: Mapping[str, str] | None = None,
     aux: str | None = "nnx_aux",
     private: Tree | None = None,
+    read_as: Any = None,
     also: Mapping[str, Any] | None = None,
     custom_metadata: Mapping[str, Any] | None = None,
 ) -> None:
@@ -84,6 +87,11 @@ def save(
         aux: The name of that pytree. With None, private leaves are not saved.
         private: The private leaves that are saved beside it, as `load_private` returns them; those
             of the state unless given.
+        read_as: Who will read the checkpoint, where devices will hold other parts of leaves than
+            they do here: a mesh, over which leaves keep their specs; or a target of either side, or
+            shardings by leaf. Abstract meshes do, of devices that are elsewhere. Leaves are cut into
+            smaller chunks on disk then, so that a device reads little more than it holds. The values
+            are the same, and so is every restore.
         also: More items of the same checkpoint, by name: a data iterator, a config, whatever Orbax
             saves. Orbax's ``load_checkpointables`` reads them.
         custom_metadata: What is kept with the checkpoint as JSON, for Orbax's ``metadata`` to read.
@@ -102,6 +110,7 @@ def save(
             state, lens, side, layout, Words(rules, scan, lists), at=at, items=items
         )
         place = absolute(path)
+        shards = {} if read_as is None else shards_read(read_as, state, lens, side)
         verify_writable(place)
         if jax.process_index() == 0:  # of several, another may have begun to write meanwhile
             verify_free(place)
@@ -116,19 +125,22 @@ def save(
             taken = (item, aux or "", *(items.values() if isinstance(items, Mapping) else ()))
             verify_name(name, "also", "an item beside the state", taken)
         _verify_json(custom_metadata)
-    agree("processes do not save the same", {"path": place})
+    # Processes that cut one leaf in different ways would write an array that none could read.
+    checksum = zlib.crc32(repr(sorted(shards.items())).encode())
+    agree("processes do not save the same", {"path": place, "read_as": f"{checksum:08x}"})
     given: dict[str, Any] = {"onto": onto, "side": side, "aux": aux, "private": private}
     trees = items_of(state, lens, item=item, at=at, items=items, **given)
+    chunkings = chunkings_for(trees, shards, lens, at=at, items=items) if shards else {}
     # A folder beside the place: a save that dies leaves no half of a checkpoint under its name.
     site = Site.beside(place)
     try:
         # The record is what a restore without a lens goes by; see `recorded`.
-        told = {**(custom_metadata or {}), RECORD: record_of(lens)}
+        noted = {**(custom_metadata or {}), RECORD: record_of(lens)}
         every = {**trees, **(also or {})}
         with watched_arrays("writing", trees, "bytes_written"):
             # Where no directory can be made, this raises here, in each process, before any waits.
-            with directories_first():
-                saving = ocp.save_checkpointables_async(site.draft, every, custom_metadata=told)
+            with written_in(chunkings):
+                saving = ocp.save_checkpointables_async(site.draft, every, custom_metadata=noted)
             # Some of what Orbax waits for at the end has no bound that a caller could set: other
             # processes, a store that does not answer. What has one says more than this does.
             is_alone = jax.process_count() == 1 and not is_remote(place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ __all__ = [
     "restarted",
     "spare_sharding",
     "told_of_loss",
+    "verify_even",
     "verify_meshes",
     "with_stand_ins",
     "with_values",
@@ -124,6 +125,24 @@ def verify_meshes(state: Tree) -> None:
             faults.append(Mismatch(where, "sharding", expected, found, hint))
     if faults:
         raise ConformanceError("the target's shardings name no devices", faults)
+
+
+def verify_even(header: str, placed: Iterable[tuple[paths.KeyPath, Any]]) -> None:
+    """Raises where devices cannot share an axis evenly, which jax does not allow."""
+    faults: dict[paths.KeyPath, Mismatch] = {}
+    for key, leaf in placed:
+        sharding: Any = getattr(leaf, "sharding", None)
+        try:
+            if sharding is not None:
+                sharding.shard_shape(leaf.shape)
+        except ValueError:
+            expected, found = "axes that the devices share evenly", leaves.describe(leaf)
+            hint = (
+                f"take another mesh, or another sharding than {getattr(sharding, 'spec', 'that')}"
+            )
+            faults[key] = Mismatch(paths.format_path(key), "sharding", expected, found, hint)
+    if faults:
+        raise ConformanceError(header, [*faults.values()])
 
 
 def _is_without_devices(mesh: Any) -> bool:

@@ -2,7 +2,8 @@
 
 ``python tests/benchmarks/bench_processes.py``: four processes save 38 MB; one, two and four restore them through a lens. The
 parts that a process needs are cut along the axes of the save, or across them; the chunks on disk are the shards of the save, or
-smaller. Bytes are those that TensorStore read, and all that the process did.
+smaller ones: those that a caller names, or those that `read_as` chooses for four processes whose parts are cut across. Bytes
+are those that TensorStore read, and all that the process did.
 """
 
 from __future__ import annotations
