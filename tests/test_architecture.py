@@ -216,6 +216,7 @@ ORDER = """
     _source.mixed_lists_text
     _source.ready_blocks
     _source.size_names
+    _source.class_names
     _source.python_text
     _source.kept_text
     _source.layout_text

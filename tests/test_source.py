@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -224,6 +225,45 @@ def test_a_layer_of_flax_is_written_as_its_block(layer: str) -> None:
     make, name = LAYERS[layer]
     text = cs.to_source(cs.infer(make(name, 2, False)))
     assert f"    layer: {WRITTEN[layer]}" in text
+
+
+def classes(params: Any, **options: Any) -> list[str]:
+    """The names of the classes that are written for a model."""
+    text = cs.to_source(cs.infer({"params": params}, **options))
+    return re.findall(r"^class (\w+)", text, re.MULTILINE)[:-2]
+
+
+def part(*shapes: tuple[int, ...]) -> dict[str, Any]:
+    return {f"w{n}": jnp.zeros(shape) for n, shape in enumerate(shapes)}
+
+
+def test_a_class_is_called_by_what_its_attributes_have_in_common() -> None:
+    both = {"self_attention": part((2, 3)), "cross_attention": part((2, 3))}
+    assert classes(both) == ["Attention"]
+    assert classes({"encoder": part((2, 3)), "decoder": part((2, 3))}) == ["Decoder"]
+
+
+def test_the_plain_name_is_that_of_the_class_that_stands_in_most_places() -> None:
+    usual, other = part((2, 3)), part((2, 3), (3, 4))
+    assert classes({"layers": [other, usual, usual]})[:2] == ["Layer0", "Layer"]
+    assert classes({"layer_0": usual, "layer_1": other, "layer_2": usual}) == ["Layer", "Layer1"]
+
+
+def test_of_two_classes_in_as_many_places_none_has_the_plain_name() -> None:
+    several = [part((2, 3))] * 2, [part((2, 3), (3, 4))] * 2
+    model = {"encoder": {"layers": several[0]}, "decoder": {"layers": several[1]}}
+    assert classes(model) == ["DecoderLayer", "Decoder", "EncoderLayer", "Encoder"]
+
+
+def test_a_group_of_layers_leaves_the_plain_name_to_the_layers() -> None:
+    group = {"local_layer": part((5, 2, 3)), "global_layer": part((5, 2, 3))}
+    assert classes({"layers": group}, scan={"layers": 0}) == ["Layer", "LayerGroup"]
+
+
+def test_parts_that_differ_in_dtypes_alone_contend_for_no_name() -> None:
+    layer = {"up": {"kernel": jnp.zeros((2, 3))}, "norm": {"scale": jnp.zeros(3)}}
+    half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), layer)
+    assert classes({"encoder": {"layer": layer}, "decoder": {"layer": half}})[0] == "Layer"
 
 
 def test_where_a_block_says_something_else_a_class_is_written() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
 
@@ -22,11 +23,15 @@ class SharedClass:
         children: Its attributes, as the first of these places has them.
         first: The attributes on the way to that place.
         uses: The dims that it has, position by position, in each of them.
+        places: How many of them are an attribute of a name, which is repeated or is not.
     """
 
     children: tuple[Branch, ...]
     first: tuple[Branch, ...]
     uses: dict[tuple[Dim, ...], None]
+    places: collections.Counter[tuple[str, bool]] = dataclasses.field(
+        default_factory=collections.Counter[tuple[str, bool]]
+    )
     _own: tuple[Dim, ...] = ()
 
     @property
@@ -159,4 +164,5 @@ class Sharing:
             first = SharedClass(branch.children, (*way, branch), {})
             known = self.classes.setdefault(number, first)
             known.uses[self.inner_dims(branch.children)] = None
+        self.classes[number].places[branch.name, branch.count is not None] += 1
         return *own, number

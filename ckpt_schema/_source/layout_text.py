@@ -16,11 +16,12 @@ from ckpt_schema._layouts.precision import open_rows
 from ckpt_schema._layouts.presence import may_lack
 from ckpt_schema._layouts.table import Layout, Node, Row
 from ckpt_schema._source.branches import Branch, Grower
+from ckpt_schema._source.class_names import class_name
 from ckpt_schema._source.equal_parts import Sharing
 from ckpt_schema._source.flat_keys import Placed, holds_levels, parted_key, separator_of
 from ckpt_schema._source.importing import Imports, quoted
 from ckpt_schema._source.kept_text import KeptText, TrainedModel, container_items
-from ckpt_schema._source.python_text import ClassWriter, bracketed, call, class_name, mapping
+from ckpt_schema._source.python_text import ClassWriter, bracketed, call, mapping
 from ckpt_schema._source.ready_blocks import BlockKind, ReadyBlocks, globs_of
 from ckpt_schema._source.size_names import SizeNames, guessed_names
 from ckpt_schema.errors import SchemaError
@@ -209,6 +210,7 @@ class LayoutText:
 
     def classes(self) -> Iterator[str]:
         """The class statements, that of the whole tree last."""
+        self.writer.settle_names([root.branch for root in self._roots])
         for root in self._roots:
             yield from self.writer.classes(root.branch, self.writer.dims(root.branch))
         base = "cs.Schema"

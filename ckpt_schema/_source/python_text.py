@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jaxtyping
 
-from ckpt_schema._frameworks.state_names import USUAL_COLLECTION
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._source.branches import Branch
+from ckpt_schema._source.class_names import ClassNames
 from ckpt_schema._source.equal_parts import SharedClass, Sharing
 from ckpt_schema._source.importing import Imports, quoted
 from ckpt_schema._source.mixed_lists_text import item_key, items_text, numbered_runs
@@ -22,17 +22,10 @@ from ckpt_schema._source.ready_blocks import BlockFit, ReadyBlocks
 from ckpt_schema._source.size_names import identifier
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["ClassWriter", "bracketed", "call", "class_name", "mapping"]
+__all__ = ["ClassWriter", "bracketed", "call", "mapping"]
 
 _WIDTH = 100
 _DTYPES = {"bfloat16": "BFloat16", "bool": "Bool"}
-_KERNELS = {2: "Linear", 3: "Projection", 4: "Conv"}
-_LEAVES: dict[tuple[str, ...], str] = {
-    ("scale",): "Norm",
-    ("bias", "scale"): "Norm",
-    ("embedding",): "Embed",
-}
-"""What classes of leaves alone are called."""
 
 
 def call(function: str, arguments: Sequence[tuple[str, str]], indent: int = 4) -> str:
@@ -79,19 +72,6 @@ def mapping(items: Mapping[str, str], indent: int = 8, beside: int = 20) -> str:
     return bracketed("{", written, "}", indent, beside)
 
 
-def class_name(text: str) -> str:
-    """The name of a class for an attribute.
-
-    Example:
-        >>> class_name("layers"), class_name("LayerNorm_0"), class_name("self_attention")
-        ('Layers', 'LayerNorm', 'SelfAttention')
-    """
-    words = [word for word in identifier(text).split("_") if word]
-    while len(words) > 1 and words[-1].isdigit():
-        words.pop()
-    return "".join(word[0].upper() + word[1:] for word in words)
-
-
 class ClassWriter:
     """Writes classes, each after those that it is made of."""
 
@@ -125,11 +105,12 @@ class ClassWriter:
         self._leaves: dict[int, int] = {}
         self._totals: dict[tuple[int, tuple[Dim, ...]], int | None] = {}
         self._written: set[str] = set()  # these names
-        self._taken, self._known, self._root = taken, known, root
+        self._known = known
         self._ready, self._models = ready, models
         self._attributes = {
             child.name for shared in sharing.classes.values() for child in shared.children
         }
+        self._class_names = ClassNames(sharing, taken, self._attributes, root)
 
     def dims(self, branch: Branch) -> tuple[Dim, ...]:
         """Every dim of an attribute, see `Sharing`."""
@@ -139,36 +120,31 @@ class ClassWriter:
         """The name of the class below an attribute."""
         return self._names[self._sharing.shape(branch)]
 
-    def _class_name(self, shared: SharedClass) -> str:
-        taken = self._taken
-        leaves = tuple(sorted(child.name for child in shared.children))
-        ranks = {len(child.leaf.dims) for child in shared.children if child.leaf is not None}
-        known = _LEAVES.get(leaves)
-        if leaves in (("kernel",), ("bias", "kernel")):
-            known = _KERNELS.get(max(ranks, default=0))
-        way: list[str] = []
-        for branch in shared.first:
-            if branch.name.isdigit() and way:  # one of what it is in
-                one = _singular(way.pop())
-                way.append(f"{one}{branch.name}")
-                known = one if branch is shared.first[-1] else known
-            else:
-                way.append(_one_of(branch))
-        longer = ["".join(way[at:]) for at in range(len(way) - 1, -1, -1)]
-        # layers_3 beside a layers_0 of another kind: Layer3.
-        number = _number_of(shared.first[-1])
-        if number:
-            longer.insert(1, f"{longer[0]}{number}")
-        longer.append(f"{self._root}{longer[0]}")
-        for name in ([known] if known else []) + longer:
-            if name not in taken and name not in self._attributes and not keyword.iskeyword(name):
-                taken.add(name)
-                return name
-        free = 2
-        while f"{longer[0]}{free}" in taken | self._attributes:
-            free += 1
-        taken.add(f"{longer[0]}{free}")
-        return f"{longer[0]}{free}"
+    def settle_names(self, roots: Sequence[Branch]) -> None:
+        """Settles which of the classes below some attributes have the names that several could have.
+
+        Args:
+            roots: The attributes of the class of the whole tree.
+        """
+        met: dict[int, SharedClass] = {}
+        for root in roots:
+            self._note_classes(root, self.dims(root), met)
+        # What may be a list of items has no class, and contends for no name.
+        named = [shared for shared in met.values() if not self._may_be_items(shared.first[-1])]
+        self._class_names.settle(named)
+
+    def _note_classes(
+        self, branch: Branch, dims: Sequence[Dim], met: dict[int, SharedClass]
+    ) -> None:
+        """Notes each class that `classes` would write, after those that it is made of."""
+        if branch.leaf is not None or branch.stream or self.fit(branch, dims) is not None:
+            return
+        number = self._sharing.shape(branch)
+        if number not in met:
+            shared = self._sharing.shared(branch)
+            for child, own in self._with_dims(shared.children, shared.own):
+                self._note_classes(child, own, met)
+            met[number] = shared
 
     def fit(self, branch: Branch, dims: Sequence[Dim]) -> BlockFit | None:
         """The block in the place of the class below an attribute, whose dims the class around it calls so."""
@@ -228,7 +204,7 @@ class ClassWriter:
             self._names[number] = known
             self._written.add(known)
             return
-        name = self._names[number] = self._known[body] = self._class_name(shared)
+        name = self._names[number] = self._known[body] = self._class_names.name(shared)
         self._written.add(name)
         yield f"class {name}{body}"
 
@@ -441,31 +417,3 @@ def _with_items(
 def _as_written(dims: Mapping[str, str]) -> dict[str, str]:
     """Names of dims as they are written: a size as a number."""
     return {old: new if new.isdecimal() else quoted(new) for old, new in dims.items()}
-
-
-def _one_of(branch: Branch) -> str:
-    """What one of the repeats of an attribute is called."""
-    name = "Model" if branch.name == USUAL_COLLECTION else class_name(branch.name)
-    return name if branch.count is None and not _number_of(branch) else _singular(name)
-
-
-def _number_of(branch: Branch) -> str:
-    """The number at the end of the name of one of several siblings; empty where it has none.
-
-    Example:
-        >>> _number_of(Branch("layers_3")), _number_of(Branch("wi_fused"))
-        ('3', '')
-    """
-    stem, _, number = branch.name.rpartition("_")
-    return number if stem and number.isdecimal() and branch.leaf is None else ""
-
-
-def _singular(name: str) -> str:
-    """What one of several is called.
-
-    Example:
-        >>> _singular("Layers"), _singular("Mass")
-        ('Layer', 'Mass')
-    """
-    is_plural = name.endswith("s") and not name.endswith("ss") and len(name) > 2
-    return name[:-1] if is_plural else name

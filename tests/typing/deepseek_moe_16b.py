@@ -30,7 +30,7 @@ class Mlp(cs.Schema):
     up_proj: blocks.nnx.Linear = cs.field(dims={"in_features": "embed", "out_features": "mlp"})
 
 
-class Layer(cs.Schema):
+class Layer0(cs.Schema):
     """9 leaves, 84,021,248 parameters."""
 
     attention: Attention
@@ -39,7 +39,7 @@ class Layer(cs.Schema):
     post_attention_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
 
 
-class Layer1Mlp(cs.Schema):
+class LayerMlp(cs.Schema):
     """7 leaves, 571,080,704 parameters."""
 
     down: Float32[Array, "experts expert_mlp embed"]
@@ -49,12 +49,12 @@ class Layer1Mlp(cs.Schema):
     up: Float32[Array, "experts embed expert_mlp"]
 
 
-class Layer1(cs.Schema):
+class Layer(cs.Schema):
     """13 leaves, 587,862,016 parameters."""
 
     attention: Attention
     input_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
-    mlp: Layer1Mlp
+    mlp: LayerMlp
     post_attention_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
 
 
@@ -62,7 +62,7 @@ class Model(cs.Schema):
     """363 leaves, 16,375,728,128 parameters."""
 
     embed_tokens: blocks.nnx.Embed = cs.field(dims={"features": "embed", "num_embeddings": "vocab"})
-    layers: list[Layer | Layer1] = cs.field(items=[Layer, *[Layer1] * 27])
+    layers: list[Layer0 | Layer] = cs.field(items=[Layer0, *[Layer] * 27])
     lm_head: blocks.nnx.Linear = cs.field(dims={"in_features": "embed", "out_features": "vocab"})
     norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
 

@@ -5,7 +5,7 @@ import ckpt_schema as cs
 from ckpt_schema import blocks
 
 
-class GlobalLayer(cs.Schema):
+class Layer(cs.Schema):
     """11 leaves, 198,195,200 parameters."""
 
     down_proj: blocks.linen.Dense = cs.field(dims={"in_features": "mlp", "out_features": "embed"})
@@ -29,11 +29,11 @@ class GlobalLayer(cs.Schema):
     )
 
 
-class Layer(cs.Schema):
+class LayerGroup(cs.Schema):
     """22 leaves, 396,390,400 parameters."""
 
-    global_layer: GlobalLayer
-    local_layer: GlobalLayer
+    global_layer: Layer
+    local_layer: Layer
 
 
 class Model(cs.Schema):
@@ -41,7 +41,7 @@ class Model(cs.Schema):
 
     embedder: blocks.linen.Embed = cs.field(dims={"features": "embed", "num_embeddings": "vocab"})
     final_norm: blocks.linen.RMSNorm = cs.field(dims={"features": "embed"})
-    layers: Layer = cs.field(scan="depth")
+    layers: LayerGroup = cs.field(scan="depth")
 
 
 class Inferred(cs.Schema, name="inferred"):

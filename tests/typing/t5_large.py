@@ -5,7 +5,7 @@ import ckpt_schema as cs
 from ckpt_schema import blocks
 
 
-class CrossAttention(cs.Schema):
+class Attention(cs.Schema):
     """4 leaves, 4,194,304 parameters."""
 
     k_proj: blocks.nnx.LinearGeneral = cs.field(
@@ -30,14 +30,14 @@ class Mlp(cs.Schema):
     up_proj: blocks.nnx.Linear = cs.field(dims={"in_features": "embed", "out_features": "mlp"})
 
 
-class Layer(cs.Schema):
+class DecoderLayer(cs.Schema):
     """14 leaves, 17,042,432 parameters."""
 
-    cross_attention: CrossAttention
+    cross_attention: Attention
     cross_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
     mlp: Mlp
     mlp_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
-    self_attention: CrossAttention
+    self_attention: Attention
     self_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
 
 
@@ -45,7 +45,7 @@ class Decoder(cs.Schema):
     """16 leaves, 409,019,904 parameters."""
 
     final_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
-    layers: list[Layer] = cs.field(length="number_decoder_layers")
+    layers: list[DecoderLayer] = cs.field(length="number_decoder_layers")
     relative_embedding: blocks.nnx.Embed = cs.field(
         dims={"features": "heads", "num_embeddings": "vocab_2"},
     )
@@ -56,7 +56,7 @@ class EncoderLayer(cs.Schema):
 
     mlp: Mlp
     mlp_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
-    self_attention: CrossAttention
+    self_attention: Attention
     self_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
 
 
