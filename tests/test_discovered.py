@@ -18,6 +18,7 @@ from benchmarks import bench_discovery
 from support.exchangeable import CERTAIN, deviation
 
 from ckpt_schema.discovery import _matching, discover
+from ckpt_schema.discovery._layer_levels import Addresses
 from ckpt_schema.discovery._points import relative_gap
 
 BUDGET = 300
@@ -118,3 +119,18 @@ def test_pieces_are_compared_with_few_others(monkeypatch: pytest.MonkeyPatch) ->
         compared.append(0)
         bench_discovery.of_pieces(count)
     assert 800 < compared[1] < 10 * compared[0]
+
+
+def test_the_path_of_a_leaf_is_asked_for_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many leaves there are: once for each of them and not for each pair of them."""
+    asked = 0
+    path = Addresses.path
+
+    def counting(side: Addresses, name: str) -> str:
+        nonlocal asked
+        asked += 1
+        return path(side, name)
+
+    monkeypatch.setattr(Addresses, "path", counting)
+    bench_discovery.of_pieces(200)
+    assert 200 <= asked < 20 * 200

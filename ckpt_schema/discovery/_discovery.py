@@ -466,8 +466,9 @@ def _told(
         status = "incomplete"
     elif opens:
         status = "complete but for choices"
-    open_paths = values.paths
-    pairings = [each for each in matched.pairings if found.paths[each.view.leaf] not in open_paths]
+    # Asked once: each makes all paths anew, of thousands of leaves.
+    paths, open_paths = found.paths, values.paths
+    pairings = [each for each in matched.pairings if paths[each.view.leaf] not in open_paths]
     here, there = ({leaf: side.spoken(leaf) for leaf in side.slots} for side in found.sides)
     opens = [dataclasses.replace(each, _names=(here, there)) for each in opens]
     evidence = Evidence(matched.outputs, matched.gradients, matched.noise, matched.nearest, tried)

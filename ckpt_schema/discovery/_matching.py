@@ -237,12 +237,12 @@ class _Matching:
 
     def _left(self) -> tuple[list[int], list[int]]:
         """The pieces of both sides that have a gradient and no partner yet."""
-        used = {i for origins in self._known.values() for i, _ in origins}
+        # Asked once, not for each piece: `_known` is made anew each time.
+        known = self._known
+        used = {i for origins in known.values() for i, _ in origins}
         before, after = self._gradients
         left = [i for i, each in enumerate(before) if i not in used and _size(each) > self._floor]
-        right = [
-            j for j, each in enumerate(after) if j not in self._known and _size(each) > self._floor
-        ]
+        right = [j for j, each in enumerate(after) if j not in known and _size(each) > self._floor]
         return left, right
 
     def _edges(
@@ -388,11 +388,12 @@ class _Matching:
 
     def _asleep(self) -> tuple[list[int], list[int]]:
         """The pieces of both sides that have no partner and no gradient."""
-        left, right = self._left()
-        used = {i for origins in self._known.values() for i, _ in origins}
+        left, right = map(set, self._left())
+        known = self._known
+        used = {i for origins in known.values() for i, _ in origins}
         return (
             [i for i in range(len(self._pieces[0])) if i not in used and i not in left],
-            [j for j in range(len(self._pieces[1])) if j not in self._known and j not in right],
+            [j for j in range(len(self._pieces[1])) if j not in known and j not in right],
         )
 
     def _ties(
