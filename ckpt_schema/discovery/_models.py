@@ -88,11 +88,12 @@ def model_of(
     if isinstance(given, RunnableModel):
         return given
     if run is None or isinstance(run, RunnableModel):
-        hint, found = "run(tree) -> outputs", "None"
+        hint, passed = "run(tree) -> outputs", "None"
+        # Who has a model that runs itself may take it for the run.
         if run is not None:
             hint = "it runs itself: pass None in its place, and it in the place of the tree"
-            found = f"a {type(run).__name__}"
-        fault = Mismatch(side, "argument", "a function that runs it", found, hint)
+            passed = f"a {type(run).__name__}"
+        fault = Mismatch(side, "argument", "a function that runs it", passed, hint)
         raise DiscoveryError("wrong arguments", [fault])
     if is_path(given):
         # Orbax takes long to load, and only checkpoints need it.
@@ -120,7 +121,8 @@ def drawn_tree(model: RunnableModel, seed: int) -> Any:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return np.zeros(leaf.shape, leaf.dtype) if _is_abstract_number(leaf) else leaf
         drawn = random.normal(size=leaf.shape)
-        if len(leaf.shape) < 2:  # it may be a variance, or the scale of a norm
+        # What has one axis may be a variance, or the scale of a norm: it stays positive.
+        if len(leaf.shape) < 2:
             drawn = 1 + 0.3 * np.clip(drawn, -2, 2)
         else:
             drawn /= math.sqrt(math.prod(leaf.shape) / max(leaf.shape))
@@ -133,11 +135,16 @@ def drawn_tree(model: RunnableModel, seed: int) -> Any:
 def named_values(model: RunnableModel, tree: Any) -> dict[str, np.ndarray[Any, Any]]:
     """The values of a model's float leaves in a tree of its own, by their key paths."""
     flat = flatten(tree)
-    found = zip(map(format_path, flat.keys), flat.leaves, strict=True)
-    return {name: np.asarray(leaf, np.float64) for name, leaf in found if name in model.shapes}
+    values: dict[str, np.ndarray[Any, Any]] = {}
+    for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+        name = format_path(key)
+        if name in model.shapes:
+            values[name] = np.asarray(leaf, np.float64)
+    return values
 
 
 def _is_abstract_number(leaf: Any) -> bool:
+    # NumPy has no zeros of the dtype of a typed key.
     return isinstance(leaf, jax.ShapeDtypeStruct) and not is_typed_key(leaf)
 
 
@@ -146,13 +153,14 @@ def _beside(tree: Any, joined: str | None) -> dict[str, bool]:
     layout = infer_tree(tree, joined=joined)
     finder = SlotFinder(layout)
     flat = flatten(tree)
-    found: dict[str, bool] = {}
+    beside: dict[str, bool] = {}
     for key in flat.keys:
         slot = finder.slot(key, stored=flat.stored)
         row = None if slot is None else layout.rows[slot[0]]
+        # A leaf that mirrors a param is a moment; a step and a count have no place in a model.
         if row is not None and (row.mirrors or row.body is None):
-            found[format_path(key)] = bool(row.mirrors)
-    return found
+            beside[format_path(key)] = bool(row.mirrors)
+    return beside
 
 
 class JaxModel:
@@ -204,7 +212,9 @@ class JaxModel:
         if faults:
             raise DiscoveryError(f"{side} cannot be run", faults)
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
+        # Moments follow their params, so that nobody has to say what they are.
         self.skipped: Sequence[str] = tuple(n for n in self._constants if not beside.get(n))
+        # Where each leaf stands in the one array that a run is given: see `_vector`.
         self._spans: dict[str, slice] = {}
         start = 0
         for name, shape in shapes.items():
@@ -223,14 +233,15 @@ class JaxModel:
             DiscoveryError: The run fails, changes the model's state, or has no float outputs.
         """
         made = self._tried(leaves)
+        # It was set while jax traced the run; a compiled call sets it no more.
         if self._changed:
             hint = (
                 "run it as in evaluation, model.eval(), with running averages and without dropout"
             )
-            faults = [
-                Mismatch(name, "state", "a run that keeps what it is given", "a new value", hint)
-                for name in self._changed
-            ]
+            expected = "a run that keeps what it is given"
+            faults: list[Mismatch] = []
+            for name in self._changed:
+                faults.append(Mismatch(name, "state", expected, "a new value", hint))
             raise DiscoveryError(f"{self._side} changes while it runs", faults)
         return made
 
@@ -239,19 +250,22 @@ class JaxModel:
     ) -> dict[str, np.ndarray[Any, Any]]:
         """The gradients at these values."""
         with jax.enable_x64(self.wide):
-            outputs, found = self._pulled(self._vector(leaves), jnp.asarray(cotangent, self._dtype))
+            given = jnp.asarray(cotangent, self._dtype)
+            outputs, pulled = self._pulled(self._vector(leaves), given)
         if not self._is_compared:
             self._compare(leaves, np.asarray(outputs, np.float64))
-        vector = np.asarray(found, np.float64)
+        vector = np.asarray(pulled, np.float64)
         return {name: vector[span].reshape(self.shapes[name]) for name, span in self._spans.items()}
 
     def _compare(self, leaves: Leaves, outputs: np.ndarray[Any, Any]) -> None:
         """Raises if the run was another when it was traced for its gradients: jax traces it once for each."""
         before = self.run(leaves)
         gap, size = float(np.linalg.norm(before - outputs)), float(np.linalg.norm(before))
+        # Two compiled programs of one function round otherwise, by far less than this.
         if gap > 1e-3 * size:
             raise unstable_run(self._side)
-        self._is_compared = size > 0  # outputs of zero say nothing
+        # Outputs of zero say nothing: then the next pullback compares again.
+        self._is_compared = size > 0
 
     @property
     def _dtype(self) -> type[Any]:
@@ -273,6 +287,8 @@ class JaxModel:
             except CkptSchemaError:
                 raise
             except Exception as error:
+                # A scan refuses a float32 carry that becomes a float64. If that was not it, the
+                # same error comes once more.
                 if self.wide:
                     self.wide = False
                     continue
@@ -281,17 +297,16 @@ class JaxModel:
                 raise DiscoveryError(f"{self._side} cannot be run", [fault]) from error
 
     def _flat_outputs(self, vector: jax.Array) -> jax.Array:
-        every = dict(self._constants)
+        values = dict(self._constants)
         for name, span in self._spans.items():
-            every[name] = vector[span].reshape(self.shapes[name])
-        tree = jax.tree.unflatten(self._treedef, [every[name] for name in self._names])
-        outputs = self._outputs_of(tree)
-        floats = [
-            jnp.asarray(each, self._dtype)
-            for each in jax.tree.leaves(outputs)
-            if jnp.issubdtype(jnp.result_type(each), jnp.floating)
-        ]
-        self.output_shapes = tuple(each.shape for each in floats)
+            values[name] = vector[span].reshape(self.shapes[name])
+        tree = jax.tree.unflatten(self._treedef, [values[name] for name in self._names])
+        # Of logits with a count of tokens beside them, the logits alone are compared.
+        floats: list[jax.Array] = []
+        for output in jax.tree.leaves(self._outputs_of(tree)):
+            if jnp.issubdtype(jnp.result_type(output), jnp.floating):
+                floats.append(jnp.asarray(output, self._dtype))
+        self.output_shapes = tuple(output.shape for output in floats)
         if not floats:
             hint = "return logits rather than tokens: only floats have gradients"
             fault = Mismatch(self._side, "outputs", "arrays of floats", "none", hint)
@@ -301,10 +316,12 @@ class JaxModel:
     def _outputs_of(self, tree: Any) -> Any:
         if not isinstance(self._given, nnx.Module):
             return self._run(tree)
+        # The caller's module is left alone: the run gets a copy that holds the given values.
         module = nnx.merge(nnx.graphdef(self._given), tree)
         before = jax.tree.leaves(nnx.state(module))
         outputs = self._run(module)
         after = jax.tree.leaves(nnx.state(module))
+        # A Variable that was assigned, as of running averages or of a stream, holds another object.
         pairs = zip(self._names, before, after, strict=True)
         self._changed = [name for name, old, new in pairs if old is not new]
         return outputs

@@ -37,9 +37,15 @@ def shared_block(form: AxisSizes, seed: int) -> Array:
     block = _block(form, seed)
     if len(form) < 2:
         return block
-    alike = [order for order in itertools.permutations(range(len(form))) if _same(form, order)]
-    total = sum((block.transpose(order) for order in alike), np.zeros(form))
-    return total / math.sqrt(len(alike)) / _scale(form)
+    # A square kernel gets a symmetric block: turned or not, it then holds the same.
+    total = np.zeros(form)
+    count = 0
+    for order in itertools.permutations(range(len(form))):
+        if _same(form, order):
+            total = total + block.transpose(order)
+            count += 1
+    # A sum of n independent numbers of size one is of size sqrt(n).
+    return total / math.sqrt(count) / _scale(form)
 
 
 def own_block(form: AxisSizes, seed: int, number: int) -> Array:
@@ -49,9 +55,11 @@ def own_block(form: AxisSizes, seed: int, number: int) -> Array:
 
 
 def _block(form: AxisSizes, *seed: int) -> Array:
+    # Drawn by the form itself: its number among the forms may be another in the other model.
     mark = zlib.crc32(repr(form).encode())
     block = np.random.default_rng([*seed, mark]).normal(size=form)
-    if len(form) < 2:  # it may be a variance, or the scale of a norm
+    # What has one axis may be a variance, or the scale of a norm: it stays positive.
+    if len(form) < 2:
         return 1 + 0.3 * np.clip(block, -2, 2)
     return block
 
@@ -67,14 +75,21 @@ def _same(form: AxisSizes, order: Sequence[int]) -> bool:
 
 def in_axis_order(block: Array, piece: LeafPiece) -> Array:
     """A block of the piece's form, with its axes in the order that the piece has them."""
-    order = np.argsort(np.argsort(piece.shape, kind="stable"), kind="stable")
-    return block.transpose(order)
+    # The rank of each size: a piece of (6, 2, 4) has the axes 2, 0 and 1 of a block of (2, 4, 6).
+    ranks = np.argsort(np.argsort(piece.shape, kind="stable"), kind="stable")
+    return block.transpose(ranks)
 
 
 def shared_values(pieces: Sequence[LeafPiece], seed: int) -> list[Array]:
     """What each piece holds at the shared point."""
-    blocks = {form: shared_block(form, seed) for form in {piece.form for piece in pieces}}
-    return [in_axis_order(blocks[piece.form], piece) for piece in pieces]
+    blocks: dict[AxisSizes, Array] = {}
+    values: list[Array] = []
+    for piece in pieces:
+        form = piece.form
+        if form not in blocks:
+            blocks[form] = shared_block(form, seed)
+        values.append(in_axis_order(blocks[form], piece))
+    return values
 
 
 def leaves_of(
@@ -98,6 +113,7 @@ def relative_gap(one: Array, other: Array) -> float:
     """How far two arrays differ, relative to the larger; infinite where they cannot be compared."""
     if one.shape != other.shape or not (np.isfinite(one).all() and np.isfinite(other).all()):
         return math.inf
+    # Two arrays of zeros are equal: the least number keeps 0 / 0 away.
     larger = max(float(np.linalg.norm(one)), float(np.linalg.norm(other)), 1e-300)
     return float(np.linalg.norm(one - other)) / larger
 
@@ -112,5 +128,6 @@ def gradients_at(
     """The gradient of each piece, for a cotangent that the outputs there determine and nothing else does."""
     noise = np.random.default_rng([seed, 7]).normal(size=outputs.shape)
     size = float(np.sqrt(np.mean(outputs**2))) + 1e-300
-    found = model.pullback(leaves, noise + np.cos(3 * outputs / size))
-    return [found[piece.leaf].reshape(-1)[piece.places] * piece.scale for piece in pieces]
+    by_leaf = model.pullback(leaves, noise + np.cos(3 * outputs / size))
+    # The leaf holds scale * value + offset: by the chain rule the value's gradient has the scale.
+    return [by_leaf[piece.leaf].reshape(-1)[piece.places] * piece.scale for piece in pieces]

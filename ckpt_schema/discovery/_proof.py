@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ckpt_schema.discovery._cuts import LeafPiece
-from ckpt_schema.discovery._models import RunnableModel
+from ckpt_schema.discovery._models import Leaves, RunnableModel
 from ckpt_schema.discovery._points import (
     in_axis_order,
     leaves_of,
@@ -70,16 +70,23 @@ class Proof:
         seed = self._seed + number
         sources, views = self._pieces
         before, after = shared_values(sources, seed), shared_values(views, seed)
-        for own in {own for origins in pairs.values() for own, _ in origins}:
-            piece = sources[own]
-            before[own] = in_axis_order(own_block(piece.form, seed, own), piece)
-        for own, origins in pairs.items():
-            if len(origins) > 1 and not self.is_sum(own, origins):
+        # First the source: each of its pieces that is paired holds a block that no other has.
+        for origins in pairs.values():
+            for source, _ in origins:
+                piece = sources[source]
+                before[source] = in_axis_order(own_block(piece.form, seed, source), piece)
+        # Then the view, which is made of the source as the pairs say.
+        for view, origins in pairs.items():
+            # Two pieces that the view has once are copies of one another, not parts of a sum: for
+            # these the source itself is changed, so that both hold the same.
+            if len(origins) > 1 and not self.is_sum(view, origins):
                 (first, order), *others = origins
-                for copy, its in others:
-                    before[copy] = before[first].transpose(order).transpose(inverse_order(its))
+                for copy, turned in others:
+                    as_first = before[first].transpose(order)
+                    before[copy] = as_first.transpose(inverse_order(turned))
             parts = [before[source].transpose(order) for source, order in origins]
-            after[own] = sum(parts[1:], parts[0]) / len(parts)
+            # The mean of equal copies is each of them; a sum is read as the mean times their number.
+            after[view] = sum(parts[1:], parts[0]) / len(parts)
         leaves = (
             leaves_of(self._models[0], sources, before),
             leaves_of(self._models[1], views, after),
@@ -91,8 +98,10 @@ class Proof:
         """Whether a piece of the view is the sum of several, which one reading makes twice their mean; else they are copies."""
         sources, views = self._pieces
         count = len(origins)
-        halves = all(sources[i].scale == 1 / count for i, _ in origins)
-        return views[number].scale == count or halves
+        if views[number].scale == count:
+            return True
+        # The reading may say it of the source in place of the view: each of two is half as much.
+        return all(sources[source].scale == 1 / count for source, _ in origins)
 
     def agrees(self, pairs: Pairs, *numbers: int) -> bool:
         """Whether the outputs are equal at random values, at each of some points."""
@@ -101,23 +110,29 @@ class Proof:
     def matters(self, pairs: Pairs, number: int) -> bool:
         """Whether the outputs change where one side alone has other values of a piece."""
         point = self.at(pairs, 62)
-        piece = self._pieces[1][number]
-        leaves = {name: value.copy() for name, value in point.leaves[1].items()}
-        moved = in_axis_order(own_block(piece.form, self._seed + 63, number), piece)
-        leaves[piece.leaf].reshape(-1)[piece.places] = moved
-        return relative_gap(point.outputs[1], self._models[1].run(leaves)) > 10 * self.bound
+        moved = self._moved(1, point.leaves[1], [number], 63)
+        return relative_gap(point.outputs[1], self._models[1].run(moved)) > 10 * self.bound
+
+    def _moved(
+        self, side: int, leaves: Leaves, numbers: Sequence[int], salt: int
+    ) -> dict[str, Array]:
+        """Leaves of one model, of which some pieces hold other random values."""
+        moved = {name: value.copy() for name, value in leaves.items()}
+        for number in numbers:
+            piece = self._pieces[side][number]
+            block = own_block(piece.form, self._seed + salt, number)
+            moved[piece.leaf].reshape(-1)[piece.places] = in_axis_order(block, piece)
+        return moved
 
     def is_inert(self, point: ProofPoint, asleep: Sequence[Sequence[int]]) -> bool:
         """Whether other values of the pieces without a gradient leave the outputs of both models as they are."""
-        for model, pieces, leaves, outputs, numbers in zip(
-            self._models, self._pieces, point.leaves, point.outputs, asleep, strict=True
-        ):
-            moved = {name: value.copy() for name, value in leaves.items()}
-            for number in numbers:
-                piece = pieces[number]
-                value = in_axis_order(own_block(piece.form, self._seed + 5, number), piece)
-                moved[piece.leaf].reshape(-1)[piece.places] = value
-            if numbers and relative_gap(outputs, model.run(moved)) > self.bound:
+        for side, numbers in enumerate(asleep):
+            # A run is not spent where nothing is asleep.
+            if not numbers:
+                continue
+            moved = self._moved(side, point.leaves[side], numbers, 5)
+            outputs = self._models[side].run(moved)
+            if relative_gap(point.outputs[side], outputs) > self.bound:
                 return False
         return True
 

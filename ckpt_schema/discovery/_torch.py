@@ -42,14 +42,17 @@ class TorchModel:
         self._module = copy.deepcopy(module).double().eval()
         self._forward = forward
         _differentiable(self._module, torch)
+        # Buffers that are not persistent, as tables of positions, are in no checkpoint: they stay.
         stored = self._module.state_dict(keep_vars=True)
-        own = {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
-        live = {name: own[name] for name in own if name in stored and own[name].is_floating_point()}
-        self.shapes: Mapping[str, tuple[int, ...]] = {n: tuple(x.shape) for n, x in live.items()}
-        self.skipped: Sequence[str] = tuple(name for name in stored if name not in live)
-        self.tree = {
-            name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in self.shapes.items()
-        }
+        shapes: dict[str, tuple[int, ...]] = {}
+        # A tied weight is listed once here, and by each of its names in the state dict.
+        for name, tensor in (*self._module.named_parameters(), *self._module.named_buffers()):
+            if name in stored and tensor.is_floating_point():
+                shapes[name] = tuple(tensor.shape)
+        self.shapes: Mapping[str, tuple[int, ...]] = shapes
+        self.skipped: Sequence[str] = tuple(name for name in stored if name not in shapes)
+        # What it is stored as, whatever it is computed in here.
+        self.tree = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
 
     def run(self, leaves: Leaves) -> np.ndarray[Any, Any]:
         """The outputs at these values."""
@@ -63,20 +66,25 @@ class TorchModel:
         tensors = self._tensors(leaves)
         outputs = self._outputs(tensors)
         given = self._torch.tensor(cotangent, dtype=outputs.dtype)
-        found = self._torch.autograd.grad(outputs, list(tensors.values()), given, allow_unused=True)
-        pairs = zip(tensors, found, strict=True)
-        return {
-            name: np.zeros(self.shapes[name]) if each is None else each.double().numpy()
-            for name, each in pairs
-        }
+        pulled = self._torch.autograd.grad(
+            outputs, list(tensors.values()), given, allow_unused=True
+        )
+        gradients: dict[str, np.ndarray[Any, Any]] = {}
+        for name, gradient in zip(tensors, pulled, strict=True):
+            if gradient is None:
+                gradients[name] = np.zeros(self.shapes[name])
+            else:
+                gradients[name] = gradient.double().numpy()
+        return gradients
 
     def _tensors(self, leaves: Leaves) -> dict[str, Any]:
-        return {
-            name: self._torch.tensor(value, dtype=self._torch.float64, requires_grad=True)
-            for name, value in leaves.items()
-        }
+        tensors: dict[str, Any] = {}
+        for name, value in leaves.items():
+            tensors[name] = self._torch.tensor(value, dtype=self._torch.float64, requires_grad=True)
+        return tensors
 
     def _outputs(self, tensors: Mapping[str, Any]) -> Any:
+        # Stands for the module, and has these tensors in the place of its own.
         def called(*args: Any, **kwargs: Any) -> Any:
             return self._torch.func.functional_call(self._module, tensors, args, kwargs)
 
@@ -89,6 +97,7 @@ def _differentiable(module: Any, torch: Any) -> None:
     """Gives batch norms a forward that running statistics have gradients in; torch's own has none."""
 
     def forward(norm: Any, x: Any) -> Any:
+        # Channels are the second axis: (8,) beside an image (2, 8, 5, 5) is (8, 1, 1).
         def along(value: Any) -> Any:
             return value.reshape(-1, *[1] * (x.ndim - 2))
 
