@@ -1,4 +1,9 @@
-"""The rows of a model as the attributes of nested classes: each with what a field says of it."""
+"""The rows of a model as the attributes of nested classes: each with what a field says of it.
+
+First step of a text: ``layout_text`` gives the rows of each attribute of the whole tree, and gets branches, of
+which ``python_text`` writes classes. Rows whose paths go on with the same segment are one branch:
+``layers[]/kernel`` and ``layers[]/bias`` are a branch ``layers`` with two leaves below it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.fallbacks import SameAs
 from ckpt_schema._layouts.immutable import immutable
 from ckpt_schema._layouts.leaves import ConstantKey, Fill, FreshKey, Leaf
-from ckpt_schema._layouts.paths import Index
+from ckpt_schema._layouts.paths import Index, Pattern
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._source.flat_keys import Placed, holds_levels, parted_key, separator_of
 from ckpt_schema._source.importing import Imports, quoted
@@ -48,8 +53,12 @@ class Branch:
     @property
     def width(self) -> int:
         """How many dims it and what is below it have together."""
-        own = (self.count is not None) + (0 if self.leaf is None else len(self.leaf.dims))
-        return own + sum(child.width for child in self.children)
+        width = 0 if self.count is None else 1
+        if self.leaf is not None:
+            width += len(self.leaf.dims)
+        for child in self.children:
+            width += child.width
+        return width
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,37 +103,40 @@ class Grower:
         return tuple(self._branch(segment, group, at) for segment, group in groups.items())
 
     def _branch(self, segment: str, group: Sequence[Placed], at: _At) -> Branch:
+        """The branch of the rows whose paths go on with one segment, such as ``layers[]``."""
         name, level = segment.removesuffix("[]"), len(at.axes)
-        row = group[0][0]
+        # What all rows of a group share is read off the first.
+        row, first_key = group[0]
         axes, count = at.axes, None
         if segment != name:
-            several = [row.repeats[level].axis for row, _ in group]
-            axes = (*axes, collections.Counter(several).most_common(1)[0][0])
+            # The field of the node says the axis of most leaves; a leaf on another says so itself.
+            votes = collections.Counter([row.repeats[level].axis for row, _ in group])
+            axes = (*axes, votes.most_common(1)[0][0])
             count = row.repeats[level].size
         is_list = count is not None and axes[-1] is None
         is_leaf = len(row.path) == at.depth + 1
-        end = len(group[0][1]) if is_leaf else _end(group, at, name, is_list)
-        key = group[0][1][at.start : end]
+        end = len(first_key) if is_leaf else _end(group, at, name, is_list)
         said: list[tuple[str, str]] = []
+        # A field without a key stands at the attribute's own name, its layers numbered below.
         usual = f"{name}/{{i}}" if is_list else name
-        segments: tuple[Any, ...] = key  # of any type that a dict has keys of
-        if not all(isinstance(segment, (str, int, Index)) for segment in segments):
-            said.append(("key", repr(key)))  # no text is read as such a key
-        elif paths.format_path(key) != usual:
-            said.append(("key", quoted(paths.format_path(key))))
+        key = _key_text(first_key[at.start : end])
+        if key != quoted(usual):
+            said.append(("key", key))
+        # Layers are stacked on axis 0 unless the field says otherwise.
         if count is not None and axes[-1]:
             said.append(("axis", str(axes[-1])))
         if is_leaf:
             said += self._leaf(row, axes)
             return Branch(name, tuple(said), count, is_list, row.leaf)
+        # A Variable that holds a tree of arrays: its type belongs to the node where the Variable is.
         for inside, kind in row.held:
-            if len(group[0][1]) - inside == end:
+            if len(first_key) - inside == end:
                 said.append(("value", self._imports.spell(kind)))
-        tags = {row.metadata for row, _ in group if len(row.path) == at.depth + 2}
-        tag = next((dict(one)["tag"] for one in tags if dict(one).get("tag")), name)
-        if tag != name:
+        tag = _tag(group, at.depth)
+        if tag not in ("", name):
             said.append(("tag", quoted(tag)))
         below = self._below(group, _At(at.depth + 1, end, axes))
+        # A stream is written in one line: what its key declares is said by its field.
         if below.stream:
             said += self._declared(row)
         return Branch(name, tuple(said), count, is_list, None, *below)
@@ -137,6 +149,7 @@ class Grower:
         mark = (at.axes, *marks)
         known = self._known.get(mark)
         if known is None:
+            # Keys like "blocks.norm.scale" are taken apart: the class below says that it joins them.
             separator = separator_of(group, at.depth, at.start)
             if separator:
                 group = [(row, parted_key(key, at.start, separator)) for row, key in group]
@@ -156,21 +169,26 @@ class Grower:
             yield "type", self._imports.spell(row.kind)
         elif isinstance(row.kind, str) and row.kind != usual:
             yield "collection", quoted(row.kind)
-        stacked = [n for n, axis in enumerate(axes) if axis is not None]
-        if stacked and row.repeats[stacked[-1]].axis != axes[stacked[-1]]:
-            yield "axis", str(row.repeats[stacked[-1]].axis)
+        # The innermost stack that the leaf is in, and the axis that most leaves of that have.
+        for level in reversed(range(len(axes))):
+            if axes[level] is not None:
+                if row.repeats[level].axis != axes[level]:
+                    yield "axis", str(row.repeats[level].axis)
+                break
         yield from self._declared(row)
 
     def _declared(self, row: Row) -> Iterator[tuple[str, str]]:
         """What is declared of a row besides what it is."""
         if isinstance(row.default, Fill):
             value = row.default.value
-            is_number = value == value and abs(value) != float("inf")
-            yield "default", repr(value) if is_number else f'float("{value}")'
+            # `nan` and `inf` are no words of Python.
+            is_literal = value == value and abs(value) != float("inf")
+            yield "default", repr(value) if is_literal else f'float("{value}")'
         elif isinstance(row.default, (FreshKey, ConstantKey)):
             yield "default", f"cs.{row.default}"
         elif isinstance(row.default, SameAs) and row.default.depth == 1:
             yield "default", f"cs.same_as({quoted('/'.join(row.default.path))})"
+        # What is ephemeral is optional too: saying the first is enough.
         if row.ephemeral:
             yield "ephemeral", "True"
         elif row.optional:
@@ -180,25 +198,47 @@ class Grower:
 _told = operator.attrgetter(
     "leaf", "repeats", "kind", "metadata", "default", "held", "optional", "ephemeral"
 )
+"""What a field may say of a row."""
+
+
+def _key_text(key: Pattern) -> str:
+    """A key as the field of an attribute writes it: as a string, where one is read as that key.
+
+    A segment may be of any type that a dict has keys of: ``(True, "a")`` is in no string, and is written as a tuple.
+    """
+    segments: tuple[Any, ...] = key
+    is_text = all(isinstance(segment, (str, int, Index)) for segment in segments)
+    return quoted(paths.format_path(key)) if is_text else repr(key)
+
+
+def _tag(group: Sequence[Placed], depth: int) -> str:
+    """The tag of the stream whose key and count are right below an attribute; empty where there is none."""
+    for row, _ in group:
+        tag = dict(row.metadata).get("tag") if len(row.path) == depth + 2 else None
+        if tag:
+            return tag
+    return ""
 
 
 def _end(group: Sequence[Placed], at: _At, name: str, is_list: bool) -> int:
-    """How many segments of the keys of a group lead to the node that they share."""
+    """How many segments of the keys of a group lead to the node that they share.
+
+    For an attribute ``decoder``, keys ``decoder/norm/scale`` and ``decoder/head/kernel`` give 1. For an attribute
+    ``core`` that is spelled otherwise, ``net/inner/norm/scale`` and ``net/inner/head/kernel`` give 2.
+    """
     first = group[0][1]
     if is_list:
-        symbols = (n for n in range(at.start, len(first)) if isinstance(first[n], Index))
-        return next(symbols, at.start) + 1
+        # A list ends with the number of the layer: `layers_{i}`, or `layers/{i}`.
+        for position in range(at.start, len(first)):
+            if isinstance(first[position], Index):
+                return position + 1
+        return at.start + 1
     shares = len({key[at.start : at.start + 1] for _, key in group}) == 1
     segment = first[at.start] if at.start < len(first) else ""
     if shares and not isinstance(segment, Index) and paths.named(segment) == name:
         return at.start + 1
-    # Below it, each level keeps one segment at least, or all have one together.
-    limit = min(len(key) - (len(row.path) - at.depth - 1) for row, key in group)
-    if limit <= at.start:
-        several = ((key, len(row.path) - at.depth - 1) for row, key in group)
-        if all(holds_levels(key, levels) for key, levels in several):
-            limit = min(len(key) for _, key in group) - 1
     end = at.start
+    limit = _longest(group, at)
     while end < limit and not isinstance(first[end], Index):
         if any(key[end] != first[end] for _, key in group):
             break
@@ -206,22 +246,49 @@ def _end(group: Sequence[Placed], at: _At, name: str, is_list: bool) -> int:
     return end
 
 
+def _longest(group: Sequence[Placed], at: _At) -> int:
+    """How many segments of the keys of a group may lead to a node: each level below it keeps one at least."""
+    limits: list[int] = []
+    lengths: list[int] = []
+    all_joined = True
+    for row, key in group:
+        levels = len(row.path) - at.depth - 1
+        limits.append(len(key) - levels)
+        lengths.append(len(key))
+        all_joined = all_joined and holds_levels(key, levels)
+    # Or all levels have one segment together: the last, in which they are joined.
+    if min(limits) <= at.start and all_joined:
+        return min(lengths) - 1
+    return min(limits)
+
+
 def _stream(group: Sequence[Placed], at: _At) -> str:
-    """The implementation of the key of an RNG stream of NNX; empty where a group is none."""
-    rows = {row.path[-1]: (row, key) for row, key in group if len(row.path) == at.depth + 1}
-    if len(group) != 2 or rows.keys() != {"key", "count"}:
+    """The implementation of the key of an RNG stream of NNX; empty where a group is none.
+
+    A stream is written as ``cs.Stream["threefry2x32"]``, which says of both its leaves all that stands here.
+    """
+    if len(group) != 2:
         return ""
-    (key, at_key), (count, at_count) = rows["key"], rows["count"]
-    kinds: list[Any] = [getattr(row.kind, "__name__", "") for row in (key, count)]
-    leaves = not key.leaf.dims and count.leaf == Leaf((), "uint32") and key.leaf.is_key
-    if kinds != ["RngKey", "RngCount"] or not leaves:
+    leaves: dict[str, Placed] = {}
+    for row, key in group:
+        if len(row.path) == at.depth + 1:
+            leaves[row.path[-1]] = row, key
+    if leaves.keys() != {"key", "count"}:
         return ""
-    usual = at_key[at.start :] == ("key",) and at_count[at.start :] == ("count",)
-    same = (key.default, key.optional, key.ephemeral, key.metadata) == (
-        count.default,
-        count.optional,
-        count.ephemeral,
-        count.metadata,
-    )
-    first = all(r.axis in (None, 0) for row in (key, count) for r in row.repeats[-1:])
-    return key.leaf.dtype[4:-1] if usual and same and first else ""
+    (key, at_key), (count, at_count) = leaves["key"], leaves["count"]
+    if not key.leaf.is_key or key.leaf.dims or count.leaf != Leaf((), "uint32"):
+        return ""
+    for row, kind in ((key, "RngKey"), (count, "RngCount")):
+        if getattr(row.kind, "__name__", "") != kind:
+            return ""
+        # Nothing in one line could say that layers are stacked on another axis than the first.
+        if row.repeats and row.repeats[-1].axis not in (None, 0):
+            return ""
+    if at_key[at.start :] != ("key",) or at_count[at.start :] != ("count",):
+        return ""
+    # One field declares both.
+    declared = operator.attrgetter("default", "optional", "ephemeral", "metadata")
+    if declared(key) != declared(count):
+        return ""
+    # "threefry2x32" of the dtype "key<threefry2x32>".
+    return key.leaf.dtype[4:-1]

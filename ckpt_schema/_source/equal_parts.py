@@ -1,4 +1,8 @@
-"""Equal parts of a model as one class: what differs in sizes alone is one class, whose dims are renamed where it is used."""
+"""Equal parts of a model as one class: what differs in sizes alone is one class, whose dims are renamed where it is used.
+
+An encoder's ``Dense`` of ``embed mlp`` and a decoder's of ``embed vocab`` are one class of ``embed outputs``,
+which the first place uses with ``dims={"outputs": "mlp"}``, and the second with ``dims={"outputs": "vocab"}``.
+"""
 
 from __future__ import annotations
 
@@ -49,25 +53,31 @@ class SharedClass:
     @property
     def renamed(self) -> set[str]:
         """The names that are its own, and that each place has to rename."""
-        fixed = [several[0] for several in zip(*self.uses, strict=True) if len(set(several)) == 1]
-        known = dims_.dim_names(fixed)
-        return {str(dim[0]) for dim in self.own if len(dim) == 1} & self._invented - known
+        names: set[str] = set()
+        for dim, several in zip(self.own, self._positions, strict=True):
+            if len(set(several)) > 1:
+                names.add(str(dim[0]))
+        return names
 
     @property
-    def _invented(self) -> set[str]:
-        several = zip(self.own, zip(*self.uses, strict=True), strict=True)
-        return {str(own[0]) for own, given in several if len(set(given)) > 1}
+    def _positions(self) -> list[tuple[Dim, ...]]:
+        """What the places call the dim at each position: for two places ``(("mlp",), ("vocab",))``."""
+        return [*zip(*self.uses, strict=True)]
 
     def _named(self) -> Iterator[Dim]:
+        """What the class calls each dim, position by position."""
         if len(self.uses) == 1:  # a class that stands once calls its dims as its place does
             yield from next(iter(self.uses))
             return
-        given = [*zip(*self.uses, strict=True)]
-        taken = dims_.dim_names(several[0] for several in given if len(set(several)) == 1)
+        positions = self._positions
+        # What all places call the same, the class calls so too.
+        taken = dims_.dim_names(several[0] for several in positions if len(set(several)) == 1)
+        # Positions that are the same in each place are one dim: by what the places call them.
         names: dict[tuple[Dim, ...], str] = {}
         suggestions = self._suggestions()
-        for at in sorted(range(len(given)), key=lambda at: -suggestions[at][0]):
-            several = given[at]
+        # A position that tells much of its dim names it for those that tell little.
+        for at in sorted(range(len(positions)), key=lambda at: -suggestions[at][0]):
+            several = positions[at]
             if len(set(several)) == 1 or several in names:
                 continue
             name = suggestions[at][1]
@@ -82,16 +92,18 @@ class SharedClass:
                 free = f"{name}_{number}"
             taken.add(free)
             names[several] = free
-        for several in given:
+        for several in positions:
             yield several[0] if len(set(several)) == 1 else (names[several],)
 
     def _suggestions(self) -> list[tuple[int, str]]:
         """For each position, how much it says of what a dim is, and what it would call it."""
         names: list[tuple[int, str]] = []
         for child in self.children:
+            # Below a node, it is for the node's own class to name dims.
             if child.leaf is None:
                 names += [(0, "")] * child.width
                 continue
+            # How often a leaf is repeated tells nothing.
             if child.count is not None:
                 names.append((0, ""))
             names += _axis_names(child.name, len(child.leaf.dims))
@@ -99,13 +111,19 @@ class SharedClass:
 
 
 def _axis_names(leaf: str, rank: int) -> list[tuple[int, str]]:
-    """What the axes of a leaf are called, where nothing else is known of them."""
+    """What the axes of a leaf are called, where nothing else is known of them; and how much that says, the rank.
+
+    A kernel of four axes has ``kernel_0 kernel_1 inputs outputs``. Of a bias nothing but its rank is known: what the
+    kernel beside it calls the same dim says more.
+    """
+    if not rank:
+        return []
     if rank == 1:
         return [(1, "features")]
     if leaf == "embedding":
-        return [(rank, "rows"), (rank, "features")][:rank]
-    ends = [(rank, "inputs"), (rank, "outputs")]
-    return [*[(rank, f"{leaf}_{n}") for n in range(rank - 2)], *ends][-rank:] if rank else []
+        return [(rank, "rows"), (rank, "features")]
+    names = [(rank, f"{leaf}_{n}") for n in range(rank - 2)]
+    return [*names, (rank, "inputs"), (rank, "outputs")]
 
 
 class Sharing:
@@ -127,16 +145,18 @@ class Sharing:
 
     def dims(self, branch: Branch) -> tuple[Dim, ...]:
         """Every dim of an attribute and of what is below it, in order."""
-        own = () if branch.count is None else (branch.count,)
+        count = () if branch.count is None else (branch.count,)
         inner = self.inner_dims(branch.children) if branch.leaf is None else branch.leaf.dims
-        return (*own, *inner)
+        return (*count, *inner)
 
     def inner_dims(self, children: tuple[Branch, ...]) -> tuple[Dim, ...]:
         """Those of all attributes of a class."""
         known = self._dims.get(id(children))
         if known is None:
-            known = tuple([dim for child in children for dim in self.dims(child)])
-            self._dims[id(children)] = known
+            dims: list[Dim] = []
+            for child in children:
+                dims += self.dims(child)
+            known = self._dims[id(children)] = tuple(dims)
         return known
 
     def shape(self, branch: Branch) -> int:
@@ -149,20 +169,23 @@ class Sharing:
 
     def _visit(self, branch: Branch, way: tuple[Branch, ...]) -> _Shape:
         """What tells an attribute from others but for its sizes."""
-        own = branch.name, branch.said, branch.count is None, branch.is_list, branch.stream
+        field = branch.name, branch.said, branch.count is None, branch.is_list, branch.stream
+        # Of a leaf how many dims it has and their labels, but not what they are: that is what places may rename.
         if branch.leaf is not None:
-            labels = tuple(name.label for name in branch.leaf.names)
-            return *own, branch.leaf.dtype, len(branch.leaf.dims), labels
+            labels = tuple([name.label for name in branch.leaf.names])
+            return *field, branch.leaf.dtype, len(branch.leaf.dims), labels
         if branch.stream:
-            return own
+            return field
         mark = id(branch.children), branch.separator
         number = self._shapes.get(mark)
         if number is None:
+            # What is below comes first: a class is told by the numbers of the classes in it.
             children = [self._visit(child, (*way, branch)) for child in branch.children]
             number = self._numbers.setdefault((branch.separator, *children), len(self._numbers))
             self._shapes[mark] = number
+            # The first place gives the class its attributes; the others add what they call its dims.
             first = SharedClass(branch.children, (*way, branch), {})
             known = self.classes.setdefault(number, first)
             known.uses[self.inner_dims(branch.children)] = None
         self.classes[number].places[branch.name, branch.count is not None] += 1
-        return *own, number
+        return *field, number

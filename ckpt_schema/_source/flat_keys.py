@@ -1,4 +1,8 @@
-"""Keys that are whole key paths joined by dots or slashes, taken apart for the class that joins them."""
+"""Keys that are whole key paths joined by dots or slashes, taken apart for the class that joins them.
+
+A file of weights may have ``{"blocks.norm.scale": ...}`` where a tree has three dicts. The text has nested classes
+of it all the same, below one that says ``joined="."``.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ Placed = tuple[Row, Pattern]
 """A row, and its key from the model's own root."""
 
 _SEPARATORS = (".", "/")
+"""What joins levels; where keys have both, it is the first."""
 
 
 def separator_of(rows: Sequence[Placed], depth: int, start: int) -> str:
@@ -24,12 +29,21 @@ def separator_of(rows: Sequence[Placed], depth: int, start: int) -> str:
         depth: How many segments of their paths are above the class.
         start: How many segments of their keys are above the class.
     """
-    if any(len(key) != start + 1 for _, key in rows):
+    joined: list[str] = []
+    has_levels = False
+    for row, key in rows:
+        # Below one row of several segments the tree has dicts: nothing is joined.
+        if len(key) != start + 1:
+            return ""
+        has_levels = has_levels or len(row.path) > depth + 1
+        joined.append(paths.format_path(key[start:]))
+    # A dot in the key of a leaf that is right in the class separates nothing.
+    if not has_levels:
         return ""
-    if all(len(row.path) == depth + 1 for row, _ in rows):
-        return ""
-    joined = [paths.format_path(key[start:]) for _, key in rows]
-    return next((each for each in _SEPARATORS if any(each in key for key in joined)), "")
+    for separator in _SEPARATORS:
+        if any(separator in key for key in joined):
+            return separator
+    return ""
 
 
 def parted_key(key: Pattern, start: int, separator: str) -> Pattern:
@@ -40,14 +54,12 @@ def parted_key(key: Pattern, start: int, separator: str) -> Pattern:
         ('flat', 'norm', 'scale')
     """
     segment = key[start]
-    texts = (
-        [segment]
-        if isinstance(segment, str)
-        else [*paths.parts_of_key(segment)]
-        if isinstance(segment, Index)
-        else [str(segment)]
-    )
-    written = "".join(text if isinstance(text, str) else str(text).strip("'") for text in texts)
+    written = ""
+    # A layer's number is a symbol between texts: of "blocks.{i}.scale", "blocks." and {i} and ".scale".
+    parts = paths.parts_of_key(segment) if isinstance(segment, Index) else [str(segment)]
+    for part in parts:
+        # By itself a symbol in a string key stands in quotes: '{i}'.
+        written += part if isinstance(part, str) else str(part).strip("'")
     return (*key[:start], *paths.parse_pattern(written.replace(separator, "/")))
 
 
@@ -58,5 +70,7 @@ def holds_levels(key: Pattern, levels: int) -> bool:
         >>> holds_levels(("flat", "blocks.norm.scale"), 3), holds_levels(("flat", "scale"), 3)
         (True, False)
     """
-    text = str(key[-1]) if key else ""
-    return any(text.count(each) + 1 >= levels for each in _SEPARATORS)
+    segment = str(key[-1]) if key else ""
+    # Three levels are joined by two separators.
+    most = max([segment.count(separator) for separator in _SEPARATORS])
+    return most + 1 >= levels

@@ -1,4 +1,7 @@
-"""How classes are imported that a text speaks of."""
+"""How classes are imported that a text speaks of.
+
+While a text is written, each class in it is spelled here, and noted; the statements on top of the text are made last.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,9 @@ class Imports:
         if kind.__module__ == "builtins":
             return kind.__qualname__
         for module, (alias, line) in _KNOWN.items():
+            # The class of arrays has another name than the one that users know it by.
             name = kind_name(kind) if kind is jax.Array else kind.__qualname__
+            # What nobody has imported is looked into by nobody: no class of it can be here.
             if getattr(sys.modules.get(module), name, None) is kind:
                 self._lines.add(line)
                 return f"{alias}.{name}"
@@ -74,6 +79,7 @@ class Imports:
         if module is not None:
             self._from.setdefault(module, set()).add(kind.__qualname__)
             return kind.__qualname__
+        # The text is written to its end all the same: it is refused with all faults at once.
         hint = "define the class on the top level of a module"
         expected, found = "a class that a module gives out", "one that none does"
         where = f"{kind.__module__}.{kind.__qualname__}"
@@ -82,24 +88,26 @@ class Imports:
 
     def names(self) -> set[str]:
         """Every name that the statements bind."""
-        whole = {line.rpartition(" ")[2].partition(".")[0] for line in self._lines}
-        own = {"cs", "blocks"} if self._has_blocks else {"cs"}
-        return whole.union(own, *self._from.values())
+        names = {"cs", "blocks"} if self._has_blocks else {"cs"}
+        for line in self._lines:
+            # "import optax.contrib" binds `optax`, "from flax import nnx" binds `nnx`.
+            names.add(line.rpartition(" ")[2].partition(".")[0])
+        return names.union(*self._from.values())
 
     def lines(self) -> list[str]:
         """The statements."""
-        several = [
-            f"from {module} import {', '.join(sorted(names))}"
-            for module, names in self._from.items()
-        ]
-        found = sorted([*self._lines, *several], key=lambda line: (line.startswith("from"), line))
-        own = ["import ckpt_schema as cs"]
+        others = [*self._lines]
+        for module, names in self._from.items():
+            others.append(f"from {module} import {', '.join(sorted(names))}")
+        # As a formatter has them: modules before names, and this package apart from the others.
+        others.sort(key=lambda line: (line.startswith("from"), line))
+        of_package = ["import ckpt_schema as cs"]
         if self._has_blocks:
-            own.append("from ckpt_schema import blocks")
-        return [*found, "", *own] if found else own
+            of_package.append("from ckpt_schema import blocks")
+        return [*others, "", *of_package] if others else of_package
 
 
 def quoted(text: str) -> str:
     """A string as it is written, in double quotes where it holds none."""
-    found = repr(text)
-    return f'"{found[1:-1]}"' if found[0] == "'" and '"' not in found else found
+    literal = repr(text)
+    return f'"{literal[1:-1]}"' if literal[0] == "'" and '"' not in literal else literal

@@ -1,11 +1,15 @@
-"""What an optimizer keeps, as the arguments of ``cs.kept``: what follows from the params of the model is not written."""
+"""What an optimizer keeps, as the arguments of ``cs.kept``: what follows from the params of the model is not written.
+
+A mirror, Adam's ``mu``, has a leaf for each param: of a mirror that is as its params are, only where it stands is
+written; of another, its dtype, which params have a leaf in it, and the leaves that are not as their params are.
+"""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 
 from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.leaves import Leaf
@@ -68,59 +72,78 @@ class KeptText:
         axes: dict[str, str] = {}
         root: Pattern = ()
         for row in rows:
-            own = row.key[len(home) :]
+            own_key = row.key[len(home) :]
             if not row.mirrors:
-                leaves[paths.format_path(own)] = self._annotation(row.leaf)
+                leaves[paths.format_path(own_key)] = self._annotation(row.leaf)
                 continue
+            # How many segments lead from the state to the mirror: 2 to Adam's `0/mu`.
             start = (row.body or 1) - 1
             param = self._model.at(tuple(row.mirrors.split("/")[1:]))
             if param is not None:
+                # A mirror may keep several leaves for a param, each one segment below it.
                 inner = len(row.path) - 1 - start - len(param[0].path) + 1
-                root = own[start : len(own) - len(param[1]) - max(inner, 0)]
-            mirrors[own[:start]][row.path[1 + start :]] = row
-        said = [("of", quoted(self._model.name))]
-        said += [] if key is None else [("key", quoted(key))]
+                # Between the mirror and the key of the param stands the root that `tx.init` was given.
+                root = own_key[start : len(own_key) - len(param[1]) - max(inner, 0)]
+            mirrors[own_key[:start]][row.path[1 + start :]] = row
+        # What `mirrors=` says of each: None of one with a leaf for each param, or the params that have one.
         heads: dict[str, str] = {}
         dtypes: dict[str, str] = {}
         for head, below in mirrors.items():
             where = paths.format_path(head)
             dtype = self._dtype(below)
-            alike = [path for path, row in below.items() if self._is_like(path, row, dtype)]
-            trained = [*self._model.params]
-            known = dtype is not None and len(alike) > 0
             if dtype is not None:
                 dtypes[where] = quoted(dtype)
-            listed = [path for path in trained if path in below]
-            whole = set(listed) == set(trained) and not set(alike) - set(trained)
-            names = ", ".join(quoted("/".join(path)) for path in alike)
-            heads[where] = "None" if whole and (alike or known) else f"[{names}]"
+            alike: dict[LogicalPath, str] = {}
             for path, row in below.items():
-                if path not in alike:
-                    text = f"{where}/{'/'.join(path)}" if where else "/".join(path)
-                    leaves[text] = self._annotation(row.leaf)
-                    axis = self._axis(path, row)
-                    axes |= {} if axis is None else {text: str(axis)}
+                name = "/".join(path)
+                if self._is_like(path, row, dtype):
+                    alike[path] = quoted(name)
+                    continue
+                # What is not as its param is, is written leaf by leaf.
+                name = f"{where}/{name}" if where else name
+                leaves[name] = self._annotation(row.leaf)
+                axis = self._axis(path, row)
+                if axis is not None:
+                    axes[name] = str(axis)
+            is_whole = self._is_whole(below.keys(), alike.keys())
+            heads[where] = "None" if is_whole else f"[{', '.join(alike.values())}]"
+        said = [("of", quoted(self._model.name))]
+        if key is not None:
+            said.append(("key", quoted(key)))
+        # Where no mirror needs a list of its own, a list of the mirrors is enough.
         if heads and set(heads.values()) == {"None"}:
             said.append(("mirrors", f"[{', '.join(map(quoted, heads))}]"))
         elif heads:
             said.append(("mirrors", mapping(heads)))
         if root:
             said.append(("root", quoted(paths.format_path(root))))
-        said += [("dtypes", mapping(dtypes))] if dtypes else []
-        said += [("leaves", mapping(leaves))] if leaves else []
-        said += [("axes", mapping(axes))] if axes else []
         items = container_items(nodes, home, self._imports, [*mirrors])
-        said += [("containers", mapping(items))] if items else []
+        written = {"dtypes": dtypes, "leaves": leaves, "axes": axes, "containers": items}
+        for name, value in written.items():
+            if value:
+                said.append((name, mapping(value)))
         return said
+
+    def _is_whole(self, below: Set[LogicalPath], alike: Set[LogicalPath]) -> bool:
+        """Whether a mirror is said without a list of params: it has a leaf for each, and none as another row is.
+
+        Args:
+            below: The paths of its rows.
+            alike: Those whose rows are as their params are; one at least has to be.
+        """
+        trained = self._model.params.keys()
+        return bool(alike) and trained <= below and alike <= trained
 
     def _dtype(self, below: Mapping[LogicalPath, Row]) -> str | None:
         """The dtype of what is kept for params, where it is not their own."""
+        # The empty string counts those that have their param's own.
         dtypes: collections.Counter[str] = collections.Counter()
         for path, row in below.items():
             param = self._model.at(path)
             if param is not None and param[0].leaf.dims == row.leaf.dims:
                 dtypes[row.leaf.dtype if row.leaf.dtype != param[0].leaf.dtype else ""] += 1
-        return next((dtype for dtype, _ in dtypes.most_common(1) if dtype), None)
+        usual = dtypes.most_common(1)
+        return usual[0][0] or None if usual else None
 
     def _is_like(self, path: LogicalPath, row: Row, dtype: str | None) -> bool:
         """Whether a row is that of its param, but for the dtype."""
@@ -133,9 +156,14 @@ class KeptText:
     def _axis(self, path: LogicalPath, row: Row) -> int | None:
         """The axis that layers are stacked on, where it is not that of the param."""
         param = self._model.at(path)
-        own = [repeat.axis for repeat in row.repeats if repeat.axis is not None]
-        theirs = [] if param is None else [r.axis for r in param[0].repeats if r.axis is not None]
-        return own[0] if own and own != theirs else None
+        axes = _stack_axes_of(row)
+        axes_of_param = [] if param is None else _stack_axes_of(param[0])
+        return axes[0] if axes and axes != axes_of_param else None
+
+
+def _stack_axes_of(row: Row) -> list[int]:
+    """The axes that layers of a row are stacked on, outermost first."""
+    return [repeat.axis for repeat in row.repeats if repeat.axis is not None]
 
 
 def container_items(
@@ -145,11 +173,13 @@ def container_items(
 
     Those of one kind that differ in numbers alone are one item; but only below ``heads``, for parts of a chain have an order.
     """
+    # By what they look like without their numbers, and their class: `layers/#`, `tuple`.
     groups: dict[tuple[str, str], list[KeyPath]] = {}
     for node in nodes:
+        # A node whose key has a symbol belongs to a model, and is of its list.
         if node.key[: len(home)] != home or paths.symbols(node.key):
             continue
-        key = tuple(segment for segment in node.key[len(home) :] if not isinstance(segment, Index))
+        key = tuple([part for part in node.key[len(home) :] if not isinstance(part, Index)])
         inside = any(key[: len(head)] == head for head in heads)
         outline = _outline(key) if inside else paths.format_path(key)
         groups.setdefault((outline, imports.spell(node.type)), []).append(key)
@@ -162,8 +192,9 @@ def container_items(
 
 
 def _outline(key: KeyPath) -> str:
-    """A key path with its numbers left out."""
-    return "/".join("#" if isinstance(s, int) else _letters(s) for s in key)
+    """A key path with its numbers left out: ``layers_#/#``."""
+    words = ["#" if isinstance(segment, int) else _letters(segment) for segment in key]
+    return "/".join(words)
 
 
 def _letters(segment: str) -> str:
@@ -179,23 +210,34 @@ def _cut(segment: str) -> tuple[str, int | None]:
 
 
 def _patterns(keys: Sequence[KeyPath]) -> Iterator[tuple[Pattern, tuple[int, ...]]]:
-    """Key paths that differ in numbers alone: as one with symbols where they are all there, else one by one."""
-    numbers = [tuple(_numbers(key)) for key in keys]
-    several = [sorted(set(column)) for column in zip(*numbers, strict=True)]
-    full = all(len(column) == 1 or column == [*range(len(column))] for column in several)
-    if len(keys) < 4 or not full or math.prod(map(len, several)) != len(set(keys)):
-        yield from ((key, ()) for key in keys)
+    """Key paths that differ in numbers alone: as one with symbols where they are all there, else one by one.
+
+    The containers at ``layers_0/0``, ``layers_0/1``, ... ``layers_3/1`` are one at ``layers_{i}/{j}``, of counts 4 and 2.
+    """
+    # The numbers at each place of one: (0, 1, 2, 3), and (0, 1).
+    columns: list[list[int]] = []
+    counts: list[int] = []
+    is_full = True
+    for numbers in zip(*map(_numbers, keys), strict=True):
+        column = sorted(set(numbers))
+        columns.append(column)
+        if len(column) > 1:
+            counts.append(len(column))
+            is_full = is_full and column == [*range(len(column))]
+    # Two or three are as short one by one; and of a grid with holes symbols would say too much.
+    if len(keys) < 4 or not is_full or math.prod(counts) != len(set(keys)):
+        for key in keys:
+            yield key, ()
         return
-    columns = iter(several)
     pattern: list[str | int | Index] = []
+    several = iter(columns)
     for segment in keys[0]:
         head, number = ("", segment) if isinstance(segment, int) else _cut(segment)
-        column = next(columns) if number is not None else [0]
-        if len(column) > 1:
+        if number is not None and len(next(several)) > 1:
             pattern.append(Index(head, text=isinstance(segment, str)))
         else:
             pattern.append(segment)
-    yield tuple(pattern), tuple(len(column) for column in several if len(column) > 1)
+    yield tuple(pattern), tuple(counts)
 
 
 def _numbers(key: KeyPath) -> Iterator[int]:
