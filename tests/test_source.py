@@ -300,6 +300,18 @@ def test_layers_of_several_dtypes_are_told_by_globs() -> None:
     assert told(executed(text)) == told(layout)
 
 
+def test_equal_parts_with_an_embedding_of_three_axes_are_one_class() -> None:
+    """As of rotary tables, one for each head: two places of other sizes, whose dims the class has to name."""
+    tables = {
+        "short": {"embedding": jnp.zeros((2, 4, 6))},
+        "long": {"embedding": jnp.zeros((3, 8, 9))},
+    }
+    layout = cs.infer({"params": tables})
+    text = cs.to_source(layout)
+    assert told(executed(text)) == told(layout)
+    assert 'embedding: Float32[Array, "embedding_0 rows features"]' in text
+
+
 def test_a_small_change_of_a_model_is_a_small_change_of_the_text() -> None:
     def text(bias: bool) -> list[str]:
         layer: dict[str, Any] = {"kernel": jnp.zeros((2, 3))}

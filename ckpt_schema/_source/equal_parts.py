@@ -120,10 +120,9 @@ def _axis_names(leaf: str, rank: int) -> list[tuple[int, str]]:
         return []
     if rank == 1:
         return [(1, "features")]
-    if leaf == "embedding":
-        return [(rank, "rows"), (rank, "features")]
-    names = [(rank, f"{leaf}_{n}") for n in range(rank - 2)]
-    return [*names, (rank, "inputs"), (rank, "outputs")]
+    ends = ("rows", "features") if leaf == "embedding" else ("inputs", "outputs")
+    names = [*[f"{leaf}_{n}" for n in range(rank - 2)], *ends]
+    return [(rank, name) for name in names]
 
 
 class Sharing:
