@@ -20,7 +20,7 @@ from ckpt_schema._layouts.immutable import immutable
 from ckpt_schema._layouts.leaves import ConstantKey, Fill, FreshKey, Leaf
 from ckpt_schema._layouts.paths import Index, Pattern
 from ckpt_schema._layouts.table import Row
-from ckpt_schema._source.flat_keys import Placed, holds_levels, parted_key, separator_of
+from ckpt_schema._source.flat_keys import Placed, holds_levels, parted_rows, separator_of
 from ckpt_schema._source.importing import Imports, quoted
 
 __all__ = ["Branch", "Grower"]
@@ -152,7 +152,7 @@ class Grower:
             # Keys like "blocks.norm.scale" are taken apart: the class below says that it joins them.
             separator = separator_of(group, at.depth, at.start)
             if separator:
-                group = [(row, parted_key(key, at.start, separator)) for row, key in group]
+                group = parted_rows(group, at.start, separator)
             stream = _stream(group, at)
             children = () if stream else self._branches(group, at)
             known = self._known[mark] = _Below(stream, children, separator)

@@ -12,7 +12,7 @@ from ckpt_schema._layouts import paths
 from ckpt_schema._layouts.paths import Index, Pattern
 from ckpt_schema._layouts.table import Row
 
-__all__ = ["Placed", "holds_levels", "parted_key", "separator_of"]
+__all__ = ["Placed", "holds_levels", "parted_key", "parted_rows", "separator_of"]
 
 Placed = tuple[Row, Pattern]
 """A row, and its key from the model's own root."""
@@ -44,6 +44,11 @@ def separator_of(rows: Sequence[Placed], depth: int, start: int) -> str:
         if any(separator in key for key in joined):
             return separator
     return ""
+
+
+def parted_rows(rows: Sequence[Placed], start: int, separator: str) -> list[Placed]:
+    """Rows whose keys have the segment at ``start``, the last one, in parts again: see `parted_key`."""
+    return [(row, parted_key(key, start, separator)) for row, key in rows]
 
 
 def parted_key(key: Pattern, start: int, separator: str) -> Pattern:

@@ -1,4 +1,9 @@
-"""Names for dims of which numbers alone are known: one for each size, and what is to be doubted of it."""
+"""Names for dims of which numbers alone are known: one for each size, and what is to be doubted of it.
+
+A layout that was read off a tree has ``512`` where a schema has ``embed``. Each leaf votes for what its axes are
+called, by its name and its node's: of 512 a kernel of ``wi`` says ``embed``, an output head says ``vocab``. The name
+with most votes is taken, and the others are a doubt in the text.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +47,7 @@ class SizeNames:
             count = self.counts.get(here, count)
         if leaf is not None:
             dims = tuple([self.axis(dim) for dim in leaf.dims])
+            # Labels of axes were made for the dims as they were.
             names = leaf.names if dims == leaf.dims else ()
             leaf = Leaf(dims, leaf.dtype, names, leaf.any_float)
         # How often a node is repeated has a name for each place.
@@ -49,11 +55,8 @@ class SizeNames:
         known = self._known.get((id(branch.children), inside))
         if known is None:
             children = tuple([self.named(child, inside) for child in branch.children])
-            known = (
-                branch.children,
-                children,
-            )  # the first is kept, so that nothing else has its identity
-            self._known[id(branch.children), inside] = known
+            # The old children are kept, so that nothing else has their identity.
+            known = self._known[id(branch.children), inside] = branch.children, children
         return replaced(branch, count=count, leaf=leaf, children=known[1])
 
     def axis(self, dim: Dim) -> Dim:
@@ -89,6 +92,7 @@ def guessed_names(roots: Sequence[Branch]) -> SizeNames:
     taken: set[str] = set()
     sizes: dict[str, int] = {}
     doubts: dict[str, str] = {}
+    # Counts have names of their own, even where an axis has the same size: 12 layers are no 12 heads.
     levels: dict[tuple[str, ...], Dim] = {}
     for path, size in counts.items():
         name = _free(_count_name(path, counts), taken, size)
@@ -97,16 +101,17 @@ def guessed_names(roots: Sequence[Branch]) -> SizeNames:
     axes: dict[int, Dim] = {}
     # What most leaves say has the first choice.
     for size in sorted(votes, key=lambda size: (-votes[size].total(), -size)):
-        told = [name for name, _ in votes[size].most_common() if name]
-        if "heads" in told and "kv_heads" in told:  # as many as those of queries
-            told.remove("kv_heads")
-        name = _free(told[0] if told else "size", taken, size)
+        # An empty vote is that of a leaf whose name tells nothing.
+        choices = [name for name, _ in votes[size].most_common() if name]
+        if "heads" in choices and "kv_heads" in choices:  # as many as those of queries
+            choices.remove("kv_heads")
+        name = _free(choices[0] if choices else "size", taken, size)
         axes[size] = (name,)
         sizes[name] = size
-        if not told:
+        if not choices:
             doubts[name] = "nothing tells what it is"
-        elif len(told) > 1:
-            doubts[name] = f"{', '.join(told[1:])} as well, of one size here"
+        elif len(choices) > 1:
+            doubts[name] = f"{', '.join(choices[1:])} as well, of one size here"
     return SizeNames(axes, levels, sizes, doubts)
 
 
@@ -142,6 +147,7 @@ class _Ballot:
         """
         is_position = is_position or "pos" in node.lower()
         usual = _usual_axes(node)
+        # Equal parts vote alike where their nodes' names tell the same.
         mark = id(children), is_position, *usual.values()
         known = self._known.get(mark)
         if known is None:
@@ -172,6 +178,7 @@ def _votes_of(
     votes: _Votes = collections.Counter()
     for dim, axis in zip(leaf.dims, axes, strict=True):
         size = dim[0]
+        # An axis of one element is of no size that a name would stand for.
         if len(dim) == 1 and isinstance(size, int) and size > 1:
             votes[size, axis] += 1
     return votes
@@ -185,6 +192,7 @@ def _usual_axes(node: str) -> Mapping[int, tuple[str, ...]]:
         return any(word in node for word in words)
 
     axes: dict[int, tuple[str, ...]] = {}
+    # A node of two axes is a layer of an MLP or a head; with three, there is one for each expert, ...
     if has("wi", "up", "gate", "fc1"):
         axes[2] = "embed", "mlp"
         axes[3] = "experts", "embed", "expert_mlp"
@@ -195,6 +203,7 @@ def _usual_axes(node: str) -> Mapping[int, tuple[str, ...]]:
         axes[2] = "embed", "experts"
     elif has("head", "logits"):
         axes[2] = "embed", "vocab"
+    # ... or it projects to the heads of attention, or from them.
     if has("query", "q"):
         axes[3] = "embed", "heads", "head_dim"
     elif has("key", "value", "k", "v_proj"):
@@ -205,18 +214,26 @@ def _usual_axes(node: str) -> Mapping[int, tuple[str, ...]]:
 
 
 def _count_name(path: tuple[str, ...], counts: Mapping[tuple[str, ...], int]) -> str:
+    """What the number of repeats of a node is called: ``number_layers``, or the depth if nothing else is repeated."""
     if len(counts) == 1:
         return "depth"
-    alike = [other for other in counts if other[-1] == path[-1]]
-    words = path[-2:] if len(alike) > 1 else path[-1:]
+    # Where an encoder and a decoder have layers: `number_encoder_layers`.
+    lasts = [other[-1] for other in counts]
+    words = path[-2:] if lasts.count(path[-1]) > 1 else path[-1:]
     return identifier("_".join(("number", *words)))
 
 
 def _free(name: str, taken: set[str], size: int) -> str:
-    """A name that nothing else has."""
-    found, number = name if name != "size" else f"size_{size}", 1
-    while found in taken:
+    """A name that nothing else has: the given one, with a number where that is taken.
+
+    Args:
+        name: The name; ``size`` where nothing tells one.
+        taken: The names that something has; it is added.
+        size: The size that it is for.
+    """
+    free, number = name if name != "size" else f"size_{size}", 1
+    while free in taken:
         number += 1
-        found = f"{name}_{number}"
-    taken.add(found)
-    return found
+        free = f"{name}_{number}"
+    taken.add(free)
+    return free

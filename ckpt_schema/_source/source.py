@@ -1,4 +1,8 @@
-"""A layout or a lens as Python text, which is verified to say what it was written for."""
+"""A layout or a lens as Python text, which is verified to say what it was written for.
+
+``layout_text`` writes the classes of each layout. The text is executed once, before anyone gets it, and what it makes
+is held against what was given: what classes cannot declare is told, and nowhere left out.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.schema import Schema
 from ckpt_schema._layouts.schema import layout as layout_of
 from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.derive.spelled_rows import as_read
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.rules import Rule, VariableKind
@@ -86,48 +91,71 @@ def to_source(given: Layout | type[Schema] | Lens, *, tx: str = "") -> str:
 
 def _lens_text(lens: Lens, around: Around) -> str:
     """The text of a lens: its layouts, and how it was derived from them."""
-    pairs = [as_read((each.source, each.view), each.rules) for each in lens.derivations]
+    pairs = [as_read((step.source, step.view), step.rules) for step in lens.derivations]
+    # A layout between two steps of a composed lens is the view of one and the source of the next: it is written once.
     tables: list[Layout] = []
     for pair in pairs:
-        tables += (table for table in pair if table not in tables)
+        for table in pair:
+            if table not in tables:
+                tables.append(table)
     names = ["source", "view"] if len(tables) == 2 else [f"layout_{n}" for n in range(len(tables))]
-    around.taken.update(names, (f"{name.upper()}_SIZES" for name in names))
+    sizes = [f"{name.upper()}_SIZES" for name in names]
+    around.taken.update(names, sizes)
     blocks: list[str] = []
     ends: list[str] = []
-    for table, name in zip(tables, names, strict=True):
+    for table, name, sizes_name in zip(tables, names, sizes, strict=True):
         _verify_known(table, around.tx)
         writer = LayoutText(table, around)
         blocks += writer.classes()
-        ends += writer.last_lines(name, f"{name.upper()}_SIZES")
+        ends += writer.last_lines(name, sizes_name)
     steps: list[str] = []
-    for each, pair in zip(lens.derivations, pairs, strict=True):
-        sides = (names[tables.index(table)] for table in pair)
-        rules = "".join(f"        {_rule_text(rule, around.imports)},\n" for rule in each.rules)
-        said = f"    rules=[\n{rules}    ],\n" if rules else ""
-        both = "".join(f"    {side},\n" for side in sides)
-        steps.append(f"{'~' if each.inverted else ''}cs.derive(\n{both}{said})")
-    whole = steps[0] if len(steps) == 1 else " >> ".join(steps)
-    dims = ", ".join(f"{name}={size}" for name, size in lens.dims.items())
+    for step, (source, view) in zip(lens.derivations, pairs, strict=True):
+        sides = names[tables.index(source)], names[tables.index(view)]
+        steps.append(_step_text(step, sides, around.imports))
+    whole = " >> ".join(steps)
+    dims = ", ".join([f"{name}={size}" for name, size in lens.dims.items()])
     if dims:
         whole = f"({whole}).bind({dims})"
     name = f"{lens.source.name} -> {lens.view.name}"
     text = around.text([*blocks, "\n".join([*ends, f"lens = {whole}"])], name)
-    found = _verify(text, dict(zip(names, tables, strict=True)))
-    if sorted(str(found["lens"]).splitlines()) != sorted(str(lens).splitlines()):
-        fault = Mismatch(name, "declaration", str(lens), str(found["lens"]), "please report it")
+    defined = _verify(text, dict(zip(names, tables, strict=True)))
+    # Equal cells in another order are the same lens.
+    if sorted(str(defined["lens"]).splitlines()) != sorted(str(lens).splitlines()):
+        fault = Mismatch(name, "declaration", str(lens), str(defined["lens"]), "please report it")
         raise SchemaError(f"{name} cannot be written", [fault])
     return text
+
+
+def _step_text(step: Derivation, sides: tuple[str, str], imports: Imports) -> str:
+    """One derivation of a lens: ``cs.derive(source, view, rules=[...])``, a line for each argument and rule.
+
+    Args:
+        step: The derivation.
+        sides: What its layouts are called.
+        imports: Where the classes that rules name are noted.
+    """
+    lines = [f"{'~' if step.inverted else ''}cs.derive("]
+    for side in sides:
+        lines.append(f"    {side},")
+    if step.rules:
+        lines.append("    rules=[")
+        for rule in step.rules:
+            lines.append(f"        {_rule_text(rule, imports)},")
+        lines.append("    ],")
+    return "\n".join([*lines, ")"])
 
 
 def _rule_text(rule: Rule, imports: Imports) -> str:
     """A rule as it is written in a text that calls the library ``cs``."""
     text = f"cs.{rule}"
+    # Not every rule has a default or a path; None is a default, that of the tree's own values.
     default = getattr(rule, "default", 0)
     if default is None and text.endswith(", own)"):
         text = text.removesuffix("own)") + "cs.own)"
     elif isinstance(default, (FreshKey, ConstantKey)):
-        before, found, after = text.rpartition(f", {default}")
-        text = f"{before}, cs.{default}{after}" if found else text
+        before, comma, after = text.rpartition(f", {default}")
+        text = f"{before}, cs.{default}{after}" if comma else text
+    # A class that a path begins with, `nnx.BatchStat`, is written as the text imports it.
     path: LogicalPath = getattr(rule, "path", ())
     for segment in path[:1]:
         if isinstance(segment, VariableKind) and isinstance(segment.kind, type):
@@ -155,47 +183,55 @@ def _verify(text: str, tables: Mapping[str, Layout]) -> dict[str, Any]:
     Raises:
         SchemaError: A layout is not what it should be: what classes cannot declare is nowhere left out in silence.
     """
-    found: dict[str, Any] = {}
+    defined: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # who made the lens was warned
-        exec(compile(text, "<to_source>", "exec"), found)
+        exec(compile(text, "<to_source>", "exec"), defined)
     for name, table in tables.items():
-        faults = [*_differences(table, found[name])]
+        faults = [*_differences(table, defined[name])]
         if faults:
             raise SchemaError(f"{table.name} cannot be written as classes", faults)
-    return found
+    return defined
 
 
 def _differences(table: Layout, made: Layout) -> Iterator[Mismatch]:
     """In what a layout that was made of a text differs from the one that it was written for."""
-    rows = (table.rows, made.rows) if table.rows != made.rows else ((), ())
-    known = {row.path: row for row in rows[1]}
-    for row in rows[0]:
-        other = known.pop(row.path, None)
-        if other != row:
-            hint = "declare it by hand; please report it, with the layout"
-            both = (str(row), "nothing") if other is None else _apart(row, other)
-            yield Mismatch("/".join(row.path), "declaration", *both, hint)
-    for path, row in known.items():
-        yield Mismatch("/".join(path), "declaration", "nothing", str(row))
-    # Data of a container that no leaf tells is in no text.
-    nodes = [{(node.key, node.type) for node in one.nodes} for one in (table, made)]
-    for key, kind in sorted(nodes[0] ^ nodes[1], key=str):
-        where = paths.format_path(key)
-        both = (f"a {kind.__name__}", "nothing")
-        yield Mismatch(where, "container", *(both if (key, kind) in nodes[0] else both[::-1]))
+    # Equal as a whole they mostly are, and that is told faster than row by row.
+    if table.rows != made.rows:
+        yield from _unlike_rows(table, made)
+    # Data of a container that no leaf tells is in no text: keys and types alone are compared.
+    nodes = {(node.key, node.type) for node in table.nodes}
+    made_nodes = {(node.key, node.type) for node in made.nodes}
+    for key, kind in sorted(nodes ^ made_nodes, key=str):
+        both = f"a {kind.__name__}", "nothing"
+        expected, found = both if (key, kind) in nodes else both[::-1]
+        yield Mismatch(paths.format_path(key), "container", expected, found)
     for name in ("name", "container", "homes", "sizes", "series", "parts", "states"):
         before, after = getattr(table, name), getattr(made, name)
         if before != after:
             yield Mismatch(name, "declaration", str(before), str(after))
 
 
+def _unlike_rows(table: Layout, made: Layout) -> Iterator[Mismatch]:
+    """The rows of two layouts that differ, or that one of them has alone; of equal ones, their order is no matter."""
+    left = {row.path: row for row in made.rows}
+    for row in table.rows:
+        other = left.pop(row.path, None)
+        if other != row:
+            hint = "declare it by hand; please report it, with the layout"
+            both = (str(row), "nothing") if other is None else _apart(row, other)
+            yield Mismatch("/".join(row.path), "declaration", *both, hint)
+    for path, row in left.items():
+        yield Mismatch("/".join(path), "declaration", "nothing", str(row))
+
+
 def _apart(row: Row, other: Row) -> tuple[str, str]:
     """What one row has and another has otherwise."""
-    names = [
-        f.name for f in dataclasses.fields(row) if getattr(row, f.name) != getattr(other, f.name)
-    ]
-    first, second = (
-        ", ".join(f"{name}={getattr(one, name)!r}" for name in names) for one in (row, other)
-    )
-    return first, second
+    first: list[str] = []
+    second: list[str] = []
+    for field in dataclasses.fields(row):
+        here, there = getattr(row, field.name), getattr(other, field.name)
+        if here != there:
+            first.append(f"{field.name}={here!r}")
+            second.append(f"{field.name}={there!r}")
+    return ", ".join(first), ", ".join(second)
