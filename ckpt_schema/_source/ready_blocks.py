@@ -2,6 +2,9 @@
 
 A block is of any float, and a tree may lack some of its leaves. What a text's ``cs.layout(...)`` says of both for
 all blocks at once, ``dtype=`` and ``has=``, no class has to say.
+
+Before ``python_text`` writes a class, it asks here whether a block fits. Blocks are tried in turn; each is read as
+branches, as the layout is, and both are held against each other leaf by leaf, dims last.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.schema import body_rows
 from ckpt_schema._source.branches import Branch, Grower
+from ckpt_schema._source.flat_keys import Placed
 from ckpt_schema._source.importing import Imports
 
 __all__ = ["BlockFit", "BlockKind", "ReadyBlocks", "globs_of"]
@@ -92,6 +96,16 @@ class _Entry:
         """Its logical path from the node on."""
         return tuple([name for name, _ in self.mark])
 
+    @property
+    def rank(self) -> int:
+        """How many axes it has; a stream has none."""
+        return 0 if self.leaf is None else len(self.leaf.dims)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is any float."""
+        return self.leaf is not None and self.leaf.is_open
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BlockFit:
@@ -150,82 +164,102 @@ class ReadyBlocks:
         mark = id(branch.children), branch.name, tuple(dims)
         if mark not in self._known:
             # The children are kept, so that nothing else has their identity.
-            self._known[mark] = branch.children, self._found(branch, dims)
+            self._known[mark] = branch.children, self._first_fit(branch, dims)
         return self._known[mark][1]
 
-    def _found(self, branch: Branch, dims: Sequence[Dim]) -> BlockFit | None:
+    def _first_fit(self, branch: Branch, dims: Sequence[Dim]) -> BlockFit | None:
+        """The first block that fits what is below an attribute, of all that there are."""
         entries = _entries(branch.children)
         if not entries:
             return None
         library = getattr(blocks, self.library)
         for name in _names(branch.name, _rank(entries, dims), self.side):
             if hasattr(library, name):
-                found = self._fit(name, entries, dims)
-                if found is not None:
-                    return found
+                fit = self._fit(name, entries, dims)
+                if fit is not None:
+                    return fit
         return None
 
     def _fit(self, name: str, entries: Sequence[_Entry], dims: Sequence[Dim]) -> BlockFit | None:
+        """How a block fits some leaves, of which an attribute calls the dims so; None where it does not."""
         pattern = {entry.mark: entry for entry in _pattern(self.side, name)}
-        found = {entry.mark: entry for entry in entries}
+        marks = {entry.mark for entry in entries}
         # The first leaf is that without which a layer is another one.
         first = next((mark for mark, entry in pattern.items() if entry.leaf is not None), None)
-        if not found.keys() <= pattern.keys() or first not in found:
+        if not marks <= pattern.keys() or first not in marks:
             return None
-        absent = [entry for mark, entry in pattern.items() if mark not in found]
-        if any(not self._may_be_absent(entry) for entry in absent):
-            return None
+        absent: list[LogicalPath] = []
+        for mark, of_block in pattern.items():
+            if mark not in marks:
+                if not self._may_be_absent(of_block):
+                    return None
+                absent.append(of_block.path)
+        # What the block has, and the axes of it here: of these its dims get their names.
         pairs: list[tuple[Leaf, Dims]] = []
-        for mark, entry in found.items():
-            whole = pattern[mark]
-            if not self._is_like(entry, whole):
+        open_leaves: list[LogicalPath] = []
+        present: list[LogicalPath] = []
+        for entry in entries:
+            of_block = pattern[entry.mark]
+            if not self._is_like(entry, of_block):
                 return None
-            if whole.leaf is not None:
-                pairs.append((whole.leaf, tuple(dims[entry.at])))
+            if of_block.leaf is not None:
+                pairs.append((of_block.leaf, tuple(dims[entry.at])))
+            if of_block.is_open and self.tells_dtypes:
+                open_leaves.append(of_block.path)
+            if of_block.absence and self.tells_presence:
+                present.append(of_block.path)
         renames = _renames(pairs, _AXES.get(_linen_name(name), frozenset()))
         if renames is None:
             return None
-        kept = [pattern[mark] for mark in found]
-        is_open = [entry for entry in kept if entry.leaf is not None and entry.leaf.is_open]
-        present = [entry for entry in kept if entry.absence]
         return BlockFit(
             name,
             renames,
-            tuple([entry.path for entry in is_open if self.tells_dtypes]),
-            tuple([entry.path for entry in present if self.tells_presence]),
-            tuple([entry.path for entry in absent]),
-            any(word == "collection" for mark in pattern for _, said in mark for word, _ in said),
+            tuple(open_leaves),
+            tuple(present),
+            tuple(absent),
+            has_collections=any(map(_is_of_collection, pattern.values())),
         )
 
     def _may_be_absent(self, entry: _Entry) -> bool:
         """Whether the text can say that what a block speaks of is not there."""
-        rank = 0 if entry.leaf is None else len(entry.leaf.dims)
-        stacked = all(-rank - 1 <= axis <= rank for axis in self.axes)
-        return self.tells_presence and bool(entry.absence) and stacked
+        # An axis that layers are stacked on is declared for all leaves of a block, for absent ones too: each has to have it.
+        can_stack = all(-entry.rank - 1 <= axis <= entry.rank for axis in self.axes)
+        return self.tells_presence and bool(entry.absence) and can_stack
 
-    def _is_like(self, entry: _Entry, whole: _Entry) -> bool:
+    def _is_like(self, entry: _Entry, of_block: _Entry) -> bool:
         """Whether a leaf is what a block says, but for its dims and for what the text says of all."""
-        if entry.stream != whole.stream or (entry.leaf is None) != (whole.leaf is None):
+        if entry.stream != of_block.stream or (entry.leaf is None) != (of_block.leaf is None):
             return False
-        if not self.tells_presence and entry.absence != whole.absence:
+        if not self.tells_presence and entry.absence != of_block.absence:
             return False
-        if entry.leaf is None or whole.leaf is None:
+        if entry.leaf is None or of_block.leaf is None:
             return True
-        labels = [[name.label for name in leaf.names] for leaf in (entry.leaf, whole.leaf)]
-        if any(labels[0]) and labels[0] != labels[1]:
+        # Labels of axes stand in a class; a block says its own, and no place can change them.
+        labels = [name.label for name in entry.leaf.names]
+        if any(labels) and labels != [name.label for name in of_block.leaf.names]:
             return False
-        if whole.leaf.is_open and self.tells_dtypes:
+        if of_block.leaf.is_open and self.tells_dtypes:
             return entry.leaf.dtype in FORMATS
-        return entry.leaf.dtype == whole.leaf.dtype
+        return entry.leaf.dtype == of_block.leaf.dtype
+
+
+def _is_of_collection(entry: _Entry) -> bool:
+    """Whether a field on the way to a leaf names a collection."""
+    return any("collection" in dict(said) for _, said in entry.mark)
 
 
 def _linen_name(name: str) -> str:
-    return next((own for own, other in _OTHER_NAMES.items() if other == name), name)
+    """What Linen calls a layer: ``Dense``, where NNX has ``Linear``."""
+    for linen_name, nnx_name in _OTHER_NAMES.items():
+        if nnx_name == name:
+            return linen_name
+    return name
 
 
 def _names(attribute: str, rank: int, side: BlockKind) -> Iterator[str]:
     """The blocks to try for an attribute: what it is called, then the others."""
     word = attribute.rstrip("0123456789").rstrip("_")
+    # Linen calls a layer that nobody has named by its class: `Dense_0`.
     order = [name for name in (word, *_hinted(word.lower())) if name in _known_names(side)]
     for name in _ORDER:
         # A kernel of three axes is a projection to heads, unless it is called a convolution; one of two is a matrix.
@@ -238,6 +272,7 @@ def _names(attribute: str, rank: int, side: BlockKind) -> Iterator[str]:
 
 
 def _hinted(word: str) -> Iterator[str]:
+    """The blocks that a word in the name of an attribute means, which are not in `_ORDER`."""
     if "transpose" in word:
         yield "ConvTranspose"
     if "group" in word:
@@ -252,8 +287,10 @@ def _known_names(side: BlockKind) -> Sequence[str]:
 
 def _rank(entries: Sequence[_Entry], dims: Sequence[Dim]) -> int:
     """How many axes the kernel has that is a node's own."""
-    kernels = (entry for entry in entries if entry.path == ("kernel",))
-    return next((len(dims[entry.at]) for entry in kernels), 0)
+    for entry in entries:
+        if entry.path == ("kernel",):
+            return len(dims[entry.at])
+    return 0
 
 
 _LEVELS, _CHILDREN = 2, 12
@@ -262,28 +299,34 @@ _LEVELS, _CHILDREN = 2, 12
 
 def _entries(children: Sequence[Branch], levels: int = _LEVELS) -> list[_Entry]:
     """All leaves below a node in order; none where it is no layer: something is repeated, or has joined keys."""
-    found: list[_Entry] = []
+    entries: list[_Entry] = []
     if not levels or len(children) > _CHILDREN:
-        return found
-    at = 0
+        return entries
+    # Where in the dims of the node those of the next child begin.
+    start = 0
     for child in children:
         if child.count is not None or child.separator:
             return []
-        absence = tuple(pair for pair in child.said if pair[0] in ("optional", "ephemeral"))
-        own = child.name, tuple(pair for pair in child.said if pair not in absence)
+        # What a tree may lack is compared apart from the rest: the text may say of all blocks what is there.
+        absence: list[tuple[str, str]] = []
+        others: list[tuple[str, str]] = []
+        for pair in child.said:
+            (absence if pair[0] in ("optional", "ephemeral") else others).append(pair)
+        mark = child.name, tuple(others)
         if child.leaf is not None or child.stream:
-            end = at + (0 if child.leaf is None else len(child.leaf.dims))
-            found.append(_Entry((own,), child.leaf, child.stream, absence, slice(at, end)))
-            at = end
+            at = slice(start, start + child.width)
+            entries.append(_Entry((mark,), child.leaf, child.stream, tuple(absence), at))
+            start += child.width
             continue
         below = _entries(child.children, levels - 1)
+        # No block has a whole node that a tree may lack.
         if not below or absence:
             return []
         for entry in below:
-            inside = slice(at + entry.at.start, at + entry.at.stop)
-            found.append(dataclasses.replace(entry, mark=(own, *entry.mark), at=inside))
-        at += child.width
-    return found
+            at = slice(start + entry.at.start, start + entry.at.stop)
+            entries.append(dataclasses.replace(entry, mark=(mark, *entry.mark), at=at))
+        start += child.width
+    return entries
 
 
 @functools.cache
@@ -294,10 +337,10 @@ def _pattern(side: BlockKind, name: str) -> tuple[_Entry, ...]:
     usual = (USUAL_COLLECTION, USUAL_COLLECTION)
     if side in ("nnx", "bare"):
         usual = ("Param", "RngKey") if side == "nnx" else ("", "")
-    placed = [
-        (row if side == "bare" else kinds.model(row, collection), row.key)
-        for row, collection in body_rows(getattr(library, name))
-    ]
+    placed: list[Placed] = []
+    for row, collection in body_rows(getattr(library, name)):
+        # In a bare tree nothing is of a collection.
+        placed.append((row if side == "bare" else kinds.model(row, collection), row.key))
     return tuple(_entries(Grower(Imports(), usual).grow(placed)))
 
 
@@ -308,35 +351,36 @@ def _renames(pairs: Sequence[tuple[Leaf, Dims]], several: frozenset[str]) -> dic
         pairs: The leaves of the block, and the axes that each has in the place.
         several: The dims that may be several axes there.
     """
-    solutions = [
-        found
-        for found in _solutions(pairs, several, {})
-        if all(_renamed(leaf, found) == dims for leaf, dims in pairs)
-    ]
-    if not solutions:
+    by_cost: dict[int, list[_Solution]] = {}
+    for solution in _solutions(pairs, several, {}):
+        # Products were passed over: only now are all their factors known.
+        if all(_renamed(leaf, solution) == dims for leaf, dims in pairs):
+            by_cost.setdefault(_cost(solution), []).append(solution)
+    if not by_cost:
         return None
-    costs = [_cost(found) for found in solutions]
-    best = [found for found, cost in zip(solutions, costs, strict=True) if cost == min(costs)]
+    best = by_cost[min(by_cost)]
     if len(best) > 1:
         return None  # nothing tells which
-    renames = {
-        name: dims_.format_dims(axes) for name, axes in best[0].items() if axes != ((name,),)
-    }
-    return dict(sorted(renames.items()))
+    renames: dict[str, str] = {}
+    for name, axes in sorted(best[0].items()):
+        if axes != ((name,),):
+            renames[name] = dims_.format_dims(axes)
+    return renames
 
 
 _Solution = Mapping[str, Dims]
+"""What each dim of a block is called in a place; ``{"features": (("heads",), ("head_dim",))}`` is several axes."""
 
 
-def _renamed(leaf: Leaf, found: _Solution) -> Dims:
+def _renamed(leaf: Leaf, solution: _Solution) -> Dims:
     """The axes of a leaf of a block where its dims are called so."""
-    return leaf.renamed({name: dims_.format_dims(axes) for name, axes in found.items()}).dims
+    return leaf.renamed({name: dims_.format_dims(axes) for name, axes in solution.items()}).dims
 
 
-def _cost(found: _Solution) -> int:
+def _cost(solution: _Solution) -> int:
     """How much speaks against a reading: heads that are parted, and axes that are one dim for no reason."""
     cost = 0
-    for axes in found.values():
+    for axes in solution.values():
         names = tuple([dims_.format_dim(dim) for dim in axes])
         if len(names) > 1 and names != _WHOLE:
             cost += 1
@@ -353,28 +397,37 @@ def _solutions(
         yield known
         return
     (leaf, dims), *rest = pairs
-    for found in _read(leaf.dims, dims, several, known):
-        yield from _solutions(rest, several, found)
+    for solution in _read(leaf.dims, dims, several, known):
+        yield from _solutions(rest, several, solution)
 
 
-def _read(own: Dims, dims: Dims, several: frozenset[str], known: _Solution) -> Iterator[_Solution]:
-    if not own or not dims:
-        if not own and not dims:
+def _read(
+    of_block: Dims, dims: Dims, several: frozenset[str], known: _Solution
+) -> Iterator[_Solution]:
+    """The ways to read the axes of a place as the dims of one leaf of a block, from the left on.
+
+    ``in_features out_features`` are read of ``embed heads head_dim`` in two ways, where both may be several axes.
+    """
+    if not of_block or not dims:
+        if not of_block and not dims:
             yield known
         return
-    name = own[0][0] if len(own[0]) == 1 else None
+    name = of_block[0][0] if len(of_block[0]) == 1 else None
     if not isinstance(name, str):  # of a product, its factors have to be told by other leaves
-        yield from _read(own[1:], dims[1:], several, known)
+        yield from _read(of_block[1:], dims[1:], several, known)
         return
+    # What another leaf has said of a dim holds for all.
     if name in known:
         axes = known[name]
         if dims[: len(axes)] == axes:
-            yield from _read(own[1:], dims[len(axes) :], several, known)
+            yield from _read(of_block[1:], dims[len(axes) :], several, known)
         return
-    most = len(dims) - len(own) + 1 if name in several else 1
+    # Each dim after this one has to have an axis as well.
+    most = len(dims) - len(of_block) + 1 if name in several else 1
     for end in range(1, most + 1):
-        if all(dim != (0,) for dim in dims[:end]):
-            yield from _read(own[1:], dims[end:], several, {**known, name: dims[:end]})
+        # `dims=` takes no 0: where an axis has no elements, a class says so.
+        if (0,) not in dims[:end]:
+            yield from _read(of_block[1:], dims[end:], several, {**known, name: dims[:end]})
 
 
 def globs_of(meant: Sequence[LogicalPath], others: Sequence[LogicalPath]) -> list[str]:
@@ -384,15 +437,26 @@ def globs_of(meant: Sequence[LogicalPath], others: Sequence[LogicalPath]) -> lis
         >>> globs_of([("a", "up", "bias"), ("b", "up", "bias")], [("a", "down", "bias")])
         ['**/up/bias']
     """
+    # What a glob of so many segments must not end with: all that stands in others, in a row.
     inside: dict[int, set[LogicalPath]] = {}
     globs: dict[str, None] = {}
     for path in meant:
+        # The last segments of the path, one more each time, until they are in no other.
         for size in range(1, len(path) + 1):
             end = path[len(path) - size :]
-            if size not in inside:  # what a glob of so many segments must not end with
-                inside[size] = {o[n : n + size] for o in others for n in range(len(o) - size + 1)}
+            if size not in inside:
+                inside[size] = _windows(others, size)
             if end not in inside[size] or size == len(path):
                 head = ("**",) if size < len(path) else ()
                 globs["/".join((*head, *end))] = None
                 break
     return [*globs]
+
+
+def _windows(several: Sequence[LogicalPath], size: int) -> set[LogicalPath]:
+    """All that stands in a row in some paths, so many segments at a time: ``a/b`` and ``b/c`` of ``a/b/c``."""
+    windows: set[LogicalPath] = set()
+    for path in several:
+        for start in range(len(path) - size + 1):
+            windows.add(path[start : start + size])
+    return windows
