@@ -312,6 +312,19 @@ def test_equal_parts_with_an_embedding_of_three_axes_are_one_class() -> None:
     assert 'embedding: Float32[Array, "embedding_0 rows features"]' in text
 
 
+def test_parts_without_elements_are_not_the_class_of_parts_that_have_some() -> None:
+    """No place can say ``dims={"inputs": 0}``; and places that all have none are one class."""
+    shapes = {"a": (0, 4), "b": (3, 5), "c": (3, 0), "d": (0, 6)}
+    params = {
+        name: {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[1])}
+        for name, shape in shapes.items()
+    }
+    layout = cs.infer({"params": params})
+    text = cs.to_source(layout)
+    assert told(executed(text)) == told(layout)
+    assert text.count('kernel: Float32[Array, "0 outputs"]') == 1
+
+
 def test_a_small_change_of_a_model_is_a_small_change_of_the_text() -> None:
     def text(bias: bool) -> list[str]:
         layer: dict[str, Any] = {"kernel": jnp.zeros((2, 3))}

@@ -18,6 +18,9 @@ __all__ = ["SharedClass", "Sharing"]
 
 _Shape = tuple[object, ...]
 
+_NONE: Dim = (0,)
+"""The dim of an axis without elements, and the count of layers of which there are none."""
+
 
 @dataclasses.dataclass(slots=True)
 class SharedClass:
@@ -168,11 +171,21 @@ class Sharing:
 
     def _visit(self, branch: Branch, way: tuple[Branch, ...]) -> _Shape:
         """What tells an attribute from others but for its sizes."""
-        field = branch.name, branch.said, branch.count is None, branch.is_list, branch.stream
+        # A place cannot say of a name that it is 0: what has no elements is not equal to what has some.
+        is_empty = branch.count == _NONE
+        field = (
+            branch.name,
+            branch.said,
+            branch.count is None,
+            is_empty,
+            branch.is_list,
+            branch.stream,
+        )
         # Of a leaf how many dims it has and their labels, but not what they are: that is what places may rename.
         if branch.leaf is not None:
             labels = tuple([name.label for name in branch.leaf.names])
-            return *field, branch.leaf.dtype, len(branch.leaf.dims), labels
+            are_empty = tuple([dim == _NONE for dim in branch.leaf.dims])
+            return *field, branch.leaf.dtype, are_empty, labels
         if branch.stream:
             return field
         mark = id(branch.children), branch.separator
