@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +16,8 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
-from support.flax_layers import LINEN, NNX, filled, of_linen, of_nnx
+from jaxtyping import Array, Float
+from support.flax_layers import LINEN, MADE_OTHERWISE, NNX, filled, of_linen, of_nnx
 
 import ckpt_schema as cs
 from ckpt_schema import blocks
@@ -137,6 +139,139 @@ def test_a_block_of_nnx_is_its_layer(name: str) -> None:
         if full:  # made anew, all is of the layer's own kinds, its plain arrays too
             told: dict[str, Any] = {} if name == "Dropout" else {"dtype": "float32"}
             cs.assert_trees_identical(lens.get(state, **told), state)
+
+
+# --- the same layers where their arguments are other ones  ---
+
+
+class Transposed(cs.Schema):
+    """The leaf that ``transpose_kernel`` makes, as a derived class declares it."""
+
+    kernel: Float[Array, "kernel_size out_features in_features"]
+
+
+class LinenTransposed(Transposed, blocks.linen.ConvTranspose):
+    """A block but for one leaf."""
+
+
+class NnxTransposed(Transposed, blocks.nnx.ConvTranspose):
+    """A block but for one leaf."""
+
+
+class OfRbg(blocks.nnx.Dropout):
+    """A block but for its stream."""
+
+    rngs: cs.Stream["rbg"] = cs.field(tag="default")
+
+
+class OfDropout(blocks.nnx.Dropout):
+    """A block but for what its stream is called."""
+
+    rngs: cs.Stream["fry"] = cs.field(tag="dropout")
+
+
+LSTM, SIMPLE = blocks.nnx.LSTMCell, blocks.nnx.SimpleCell
+OTHERWISE: dict[str, tuple[Any, Mapping[str, str | int] | None]] = {
+    "Linen's BatchNorm without params": (blocks.linen.BatchNorm, None),
+    "Linen's Conv of groups": (blocks.linen.Conv, None),
+    "Linen's ConvTranspose, transpose_kernel": (LinenTransposed, PLANE),
+    "Linen's LayerNorm of two axes": (blocks.linen.LayerNorm, {"features": "time embed"}),
+    "Linen's LayerNorm without a scale": (blocks.linen.LayerNorm, None),
+    "Linen's RNN of a GRUCell": (blocks.linen.RNN[blocks.linen.GRUCell], None),
+    "Linen's SpectralNorm of attention": (
+        blocks.linen.SpectralNorm[blocks.linen.MultiHeadAttention],
+        None,
+    ),
+    "Linen's WeightNorm of attention": (
+        blocks.linen.WeightNorm[blocks.linen.MultiHeadAttention],
+        None,
+    ),
+    "NNX's Bidirectional with streams": (
+        blocks.nnx.Bidirectional[blocks.nnx.RNN[LSTM], blocks.nnx.RNN[SIMPLE]],
+        None,
+    ),
+    "NNX's ConvTranspose, transpose_kernel": (NnxTransposed, PLANE),
+    "NNX's Dropout of rbg": (OfRbg, None),
+    "NNX's Dropout with the stream dropout": (OfDropout, None),
+    "NNX's LSTMCell that keeps its stream": (blocks.nnx.LSTMCell, None),
+    "NNX's LayerNorm without a scale": (blocks.nnx.LayerNorm, None),
+    "NNX's LoRA alone": (blocks.nnx.LoRA, None),
+    "NNX's LoRA around a Linear": (blocks.nnx.LoRA[blocks.nnx.Linear], None),
+    "NNX's MultiHeadAttention with the stream dropout": (blocks.nnx.MultiHeadAttention, None),
+    "NNX's RNN of an OptimizedLSTMCell": (blocks.nnx.RNN[blocks.nnx.OptimizedLSTMCell], None),
+    "NNX's RNN with a stream of its own": (blocks.nnx.RNN[blocks.nnx.GRUCell], None),
+    "NNX's SpectralNorm of an Embed": (blocks.nnx.SpectralNorm[blocks.nnx.Embed], None),
+    "NNX's WeightNorm of a Linear": (blocks.nnx.WeightNorm[blocks.nnx.Linear], None),
+}
+REFUSED: dict[str, tuple[Any, Mapping[str, str | int] | None, str]] = {
+    "Linen's ConvTranspose, transpose_kernel": (
+        blocks.linen.ConvTranspose,
+        PLANE,
+        "`transpose_kernel=True`",
+    ),
+    "Linen's Dense of complex numbers": (blocks.linen.Dense, None, "complex numbers"),
+    "Linen's Dense with a product in eight bits": (blocks.linen.Dense, None, "`Fp8DotGeneralOp`"),
+    "Linen's DenseGeneral, batch_dims": (blocks.linen.DenseGeneral, None, "`batch_dims`"),
+    "Linen's SpectralNorm, collection_name": (
+        blocks.linen.SpectralNorm[blocks.linen.Dense],
+        None,
+        "`collection_name`",
+    ),
+    "Linen's WeightNorm, feature_axes": (
+        blocks.linen.WeightNorm[blocks.linen.Dense],
+        None,
+        "`feature_axes`",
+    ),
+    "Linen's WeightNorm, variable_filter": (
+        blocks.linen.WeightNorm[blocks.linen.Dense],
+        None,
+        "`variable_filter`",
+    ),
+    "NNX's ConvTranspose, transpose_kernel": (
+        blocks.nnx.ConvTranspose,
+        PLANE,
+        "`transpose_kernel=True`",
+    ),
+    "NNX's Dropout of rbg": (blocks.nnx.Dropout, None, "default implementation"),
+    "NNX's LinearGeneral, batch_axis": (blocks.nnx.LinearGeneral, None, "`batch_axis`"),
+    "NNX's WeightNorm, feature_axes": (
+        blocks.nnx.WeightNorm[blocks.nnx.Linear],
+        None,
+        "`feature_axes`",
+    ),
+}
+"""What a block is not, and the words by which the page on blocks says so."""
+
+
+def otherwise(name: str, block: Any, dims: Mapping[str, str | int] | None) -> type[cs.Schema]:
+    class Model(cs.Schema):
+        layer: block = cs.field(dims=dims)  # pyright: ignore[reportInvalidTypeForm]
+
+    params: Any = cs.linen.Params if name.startswith("Linen") else cs.nnx.Params
+    return params[Model]
+
+
+def test_each_layer_that_is_made_otherwise_has_a_block_or_a_reason() -> None:
+    assert MADE_OTHERWISE.keys() == OTHERWISE.keys() | REFUSED.keys()
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_a_block_is_its_layer_whatever_this_is_made_with(name: str) -> None:
+    schema, state = otherwise(name, *OTHERWISE[name]), MADE_OTHERWISE[name]()
+    report = cs.check(schema, state)
+    assert report.ok, report
+    lens = cs.derive(schema, schema)
+    same(flat(lens.get(state, onto=state)), flat(state))
+    if "WeightNorm" not in name:  # whose scales are no leaves of the module that is made anew
+        cs.assert_trees_identical(lens.get(state, onto=state), state)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_layer_that_a_block_is_not_is_refused_and_said(name: str) -> None:
+    block, dims, words = REFUSED[name]
+    assert not cs.check(otherwise(name, block, dims), MADE_OTHERWISE[name]()).ok
+    page = Path(__file__).parent.parent / "docs" / "blocks.md"
+    assert words in page.read_text()
 
 
 # --- both against one another  ---

@@ -203,6 +203,16 @@ def test_each_layer_of_flax_is_written(layer: str, full: bool) -> None:
         cs.assert_trees_identical(cs.derive(found, found).get(state), state)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:keep_rngs")
+@pytest.mark.parametrize("layer", flax_layers.MADE_OTHERWISE)
+def test_each_layer_of_flax_that_is_made_otherwise_is_written(layer: str) -> None:
+    state = flax_layers.MADE_OTHERWISE[layer]()
+    layout = cs.infer(state)
+    found = executed(cs.to_source(layout))
+    assert told(found) == told(layout)
+    cs.assert_trees_identical(cs.derive(found, found).get(state), state)
+
+
 WRITTEN = {
     "Linen's Dense": "blocks.linen.Dense",
     "Linen's BatchNorm": "blocks.linen.BatchNorm",

@@ -338,7 +338,7 @@ class SpectralNorm(Schema, Generic[Layer]):
 
 
 class WeightNorm(Schema, Generic[Layer]):
-    """A layer whose kernels have a norm of their own, ``WeightNorm[Dense]``: ``kernel_scale``.
+    """A layer whose kernels have a norm of their own, ``WeightNorm[Dense]``: ``kernel_scale``, if it is scaled.
 
     Like `RNN`, this is of a layer that is given to it.
     """
@@ -366,7 +366,7 @@ def _statistic(inner: Inner, name: str) -> Any:
 def _scaled(inner: Inner) -> tuple[Beside, ...]:
     if "kernel" not in inner.key:
         return ()
-    told: Field = field(key=_beside(inner, "scale"), optional=inner.optional)
+    told: Field = field(key=_beside(inner, "scale"), optional=True)  # use_scale=False
     return (Beside("scale", inner.last, told),)
 
 

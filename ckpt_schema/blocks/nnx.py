@@ -238,5 +238,6 @@ def _statistic(inner: Inner, name: str) -> Any:
 def _scaled(inner: Inner) -> tuple[Beside, ...]:
     if "kernel" not in inner.key:
         return ()
-    told = field(key=("scales", inner.key), type=jax.Array, optional=inner.optional)
+    # A layer may be made without scales.
+    told = field(key=("scales", inner.key), type=jax.Array, optional=True)
     return (Beside("scale", inner.last, told),)

@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
-__all__ = ["LINEN", "NNX", "filled", "of_linen", "of_nnx"]
+__all__ = ["LINEN", "MADE_OTHERWISE", "NNX", "filled", "of_linen", "of_nnx"]
 
 # --- how each layer is made: of n + 1 features n + 2, and with or without what it may lack  ---
 
@@ -93,7 +93,10 @@ LINEN: dict[str, Callable[[int, bool], Layer]] = {
         nn.SpectralNorm(nn.Conv(n + 2, (2, 3), use_bias=b)),
         (_image(n),),
     ),
-    "WeightNorm": lambda n, b: (nn.WeightNorm(nn.Conv(n + 2, (2, 3), use_bias=b)), (_image(n),)),
+    "WeightNorm": lambda n, b: (
+        nn.WeightNorm(nn.Conv(n + 2, (2, 3), use_bias=b), use_scale=b),
+        (_image(n),),
+    ),
 }
 NNX: dict[str, Callable[[int, bool, nnx.Rngs], Any]] = {
     "BatchNorm": lambda n, b, rngs: nnx.BatchNorm(n + 1, use_bias=b, rngs=rngs),
@@ -136,7 +139,7 @@ NNX: dict[str, Callable[[int, bool, nnx.Rngs], Any]] = {
         nnx.Conv(n + 1, n + 2, (2, 3), use_bias=b, rngs=rngs), rngs=rngs
     ),
     "WeightNorm": lambda n, b, rngs: nnx.WeightNorm(
-        nnx.Conv(n + 1, n + 2, (2, 3), use_bias=b, rngs=rngs), rngs=rngs
+        nnx.Conv(n + 1, n + 2, (2, 3), use_bias=b, rngs=rngs), use_scale=b, rngs=rngs
     ),
 }
 
@@ -168,7 +171,8 @@ def filled(tree: Any, seed: int) -> Any:
 
     def value(leaf: Any) -> Any:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.key(int(rng.integers(2**31)))
+            impl = "rbg" if str(leaf.dtype) == "key<rbg>" else None
+            return jax.random.key(int(rng.integers(2**31)), impl=impl)
         values = rng.normal(size=leaf.shape) * 100
         counts = jnp.issubdtype(leaf.dtype, jnp.integer)
         return jnp.asarray(np.abs(values) if counts else values, leaf.dtype)
@@ -179,10 +183,14 @@ def filled(tree: Any, seed: int) -> Any:
 def of_linen(name: str, n: int, full: bool) -> Any:
     """The variables of a layer of Linen, in a model that has it as ``layer``."""
     layer, inputs = LINEN[name](n, full)
+    return _variables(layer, inputs, n)
+
+
+def _variables(layer: nn.Module, inputs: tuple[Any, ...], seed: int) -> Any:
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    told: dict[str, Any] = {"update_stats": False} if name == "SpectralNorm" else {}
+    told: dict[str, Any] = {"update_stats": False} if isinstance(layer, nn.SpectralNorm) else {}
     variables: Any = jax.eval_shape(lambda: layer.init(keys, *inputs, **told))
-    return {kind: {"layer": leaves} for kind, leaves in filled(variables, n).items()}
+    return {kind: {"layer": leaves} for kind, leaves in filled(variables, seed).items()}
 
 
 def of_nnx(name: str, n: int, full: bool) -> Any:
@@ -194,3 +202,96 @@ def of_nnx(name: str, n: int, full: bool) -> Any:
     # The plain arrays of this one are no leaves of an abstract module.
     model = made() if name == "WeightNorm" else nnx.eval_shape(made)
     return filled(nnx.state(model), n + 100)
+
+
+# --- the same layers where their arguments are other ones  ---
+
+
+def _linen(layer: nn.Module, *inputs: Any) -> Callable[[], Any]:
+    return lambda: _variables(layer, inputs, 5)
+
+
+def _nnx(make: Callable[[nnx.Rngs], Any]) -> Callable[[], Any]:
+    rngs = {"params": 0, "dropout": 1, "carry": 2}
+    return lambda: filled(nnx.state(nnx.Dict(layer=make(nnx.Rngs(**rngs)))), 6)
+
+
+def _rbg(seed: int) -> jax.Array:
+    return jax.random.key(seed, impl="rbg")
+
+
+MADE_OTHERWISE: dict[str, Callable[[], Any]] = {
+    "Linen's BatchNorm without params": _linen(
+        nn.BatchNorm(use_running_average=True, use_bias=False, use_scale=False), _one(2)
+    ),
+    "Linen's Conv of groups": _linen(nn.Conv(6, 3, feature_group_count=3), _text(2)),
+    "Linen's ConvTranspose, transpose_kernel": _linen(
+        nn.ConvTranspose(5, (2, 3), transpose_kernel=True), _image(2)
+    ),
+    "Linen's Dense of complex numbers": _linen(nn.Dense(5, param_dtype=jnp.complex64), _one(2)),
+    "Linen's Dense with a product in eight bits": _linen(
+        nn.Dense(16, dot_general_cls=nn.Fp8DotGeneralOp), jnp.zeros((16, 16))
+    ),
+    "Linen's DenseGeneral, batch_dims": _linen(nn.DenseGeneral(5, batch_dims=(0,)), _text(2)),
+    "Linen's LayerNorm of two axes": _linen(
+        nn.LayerNorm(reduction_axes=(1, 2), feature_axes=(1, 2)), _text(2)
+    ),
+    "Linen's LayerNorm without a scale": _linen(nn.LayerNorm(use_scale=False), _one(2)),
+    "Linen's RNN of a GRUCell": _linen(nn.RNN(nn.GRUCell(4)), _text(2)),
+    "Linen's SpectralNorm of attention": _linen(
+        nn.SpectralNorm(nn.MultiHeadAttention(2, qkv_features=6)), _text(2)
+    ),
+    "Linen's SpectralNorm, collection_name": _linen(
+        nn.SpectralNorm(nn.Dense(4), collection_name="norms"), _one(2)
+    ),
+    "Linen's WeightNorm of attention": _linen(
+        nn.WeightNorm(nn.MultiHeadAttention(2, qkv_features=6)), _text(2)
+    ),
+    "Linen's WeightNorm, feature_axes": _linen(
+        nn.WeightNorm(nn.Dense(4), feature_axes=(0, 1)), _one(2)
+    ),
+    "Linen's WeightNorm, variable_filter": _linen(
+        nn.WeightNorm(nn.Dense(4), variable_filter=None), _one(2)
+    ),
+    "NNX's Bidirectional with streams": _nnx(
+        lambda rngs: nnx.Bidirectional(
+            nnx.RNN(nnx.LSTMCell(3, 4, rngs=rngs)), nnx.RNN(nnx.SimpleCell(3, 4, rngs=rngs))
+        )
+    ),
+    "NNX's ConvTranspose, transpose_kernel": _nnx(
+        lambda rngs: nnx.ConvTranspose(3, 5, (2, 3), transpose_kernel=True, rngs=rngs)
+    ),
+    "NNX's Dropout of rbg": _nnx(lambda _: nnx.Dropout(0.1, rngs=nnx.Rngs(_rbg(0)))),
+    "NNX's Dropout with the stream dropout": _nnx(lambda rngs: nnx.Dropout(0.1, rngs=rngs)),
+    "NNX's LSTMCell that keeps its stream": _nnx(
+        lambda rngs: nnx.LSTMCell(3, 4, keep_rngs=True, rngs=rngs)
+    ),
+    "NNX's LayerNorm without a scale": _nnx(
+        lambda rngs: nnx.LayerNorm(3, use_scale=False, rngs=rngs)
+    ),
+    "NNX's LinearGeneral, batch_axis": _nnx(
+        lambda rngs: nnx.LinearGeneral(3, 5, batch_axis={0: 2}, rngs=rngs)
+    ),
+    "NNX's LoRA alone": _nnx(lambda rngs: nnx.LoRA(3, 2, 5, rngs=rngs)),
+    "NNX's LoRA around a Linear": _nnx(
+        lambda rngs: nnx.LoRA(3, 2, 5, base_module=nnx.Linear(3, 5, rngs=rngs), rngs=rngs)
+    ),
+    "NNX's MultiHeadAttention with the stream dropout": _nnx(
+        lambda rngs: nnx.MultiHeadAttention(2, 6, dropout_rate=0.1, decode=False, rngs=rngs)
+    ),
+    "NNX's RNN of an OptimizedLSTMCell": _nnx(
+        lambda rngs: nnx.RNN(nnx.OptimizedLSTMCell(3, 4, rngs=rngs))
+    ),
+    "NNX's RNN with a stream of its own": _nnx(
+        lambda rngs: nnx.RNN(nnx.GRUCell(3, 4, rngs=rngs), rngs=rngs)
+    ),
+    "NNX's SpectralNorm of an Embed": _nnx(
+        lambda rngs: nnx.SpectralNorm(nnx.Embed(3, 4, rngs=rngs), rngs=rngs)
+    ),
+    "NNX's WeightNorm of a Linear": _nnx(
+        lambda rngs: nnx.WeightNorm(nnx.Linear(3, 4, rngs=rngs), rngs=rngs)
+    ),
+    "NNX's WeightNorm, feature_axes": _nnx(
+        lambda rngs: nnx.WeightNorm(nnx.Linear(3, 4, rngs=rngs), feature_axes=(0, 1), rngs=rngs)
+    ),
+}
