@@ -276,6 +276,49 @@ def test_parts_that_differ_in_dtypes_alone_contend_for_no_name() -> None:
     assert classes({"encoder": {"layer": layer}, "decoder": {"layer": half}})[0] == "Layer"
 
 
+def test_the_leaves_of_each_layer_of_a_list_are_counted_and_a_stack_once() -> None:
+    layer = {"up": {"kernel": jnp.zeros((2, 3))}, "norm": {"scale": jnp.zeros(3)}}
+    model = {"layers": [layer] * 5, "head": {"kernel": jnp.zeros((3, 2))}}
+    text = cs.to_source(cs.infer({"params": model}))
+    assert f'"""{len(jax.tree.leaves(model))} leaves, 51 parameters."""' in text
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[layer] * 5)
+    text = cs.to_source(cs.infer({"params": {**model, "layers": stack}}, scan={"layers": 0}))
+    assert '"""3 leaves, 51 parameters."""' in text
+    assert "leaves with one item in each list." in cs.to_source(FlatModel, tx="optax.adam(1e-3)")
+
+
+def test_of_two_widths_each_is_called_by_where_it_is() -> None:
+    def mlp(width: int) -> dict[str, Any]:
+        return {"up": {"kernel": jnp.zeros((4, width))}, "down": {"kernel": jnp.zeros((width, 4))}}
+
+    text = cs.to_source(cs.infer({"params": {"shared": mlp(6), "last": {"mlp": mlp(8)}}}))
+    sizes: dict[str, Any] = {}
+    exec(text, sizes)
+    assert sizes["SIZES"] == {"embed": 4, "mlp": 8, "shared_mlp": 6}
+    assert 'shared: Mlp = cs.field(dims={"mlp": "shared_mlp"})' in text
+
+
+def test_what_an_optimizer_keeps_stands_after_the_model_it_is_of() -> None:
+    text = cs.to_source(lists(3))
+    assert text.index("    params: ") < text.index("    opt_state: ") < text.index("    step: ")
+
+
+def test_the_rows_of_a_relative_embedding_are_buckets() -> None:
+    model = {
+        "relative": {"embedding": jnp.zeros((32, 4))},
+        "words": {"embedding": jnp.zeros((9, 5))},
+    }
+    written: dict[str, Any] = {}
+    exec(cs.to_source(cs.infer({"params": model})), written)
+    assert written["SIZES"] == {"buckets": 32, "heads": 4, "vocab": 9, "embed": 5}
+
+
+def test_a_name_that_stands_for_more_says_so() -> None:
+    kernel = {"kernel": jnp.zeros((4, 4, 3, 8))}
+    text = cs.to_source(cs.infer({"params": {"conv": kernel, "norm": {"scale": jnp.zeros(4)}}}))
+    assert '"height": 4,  # stands for width and embed too, of the same size' in text
+
+
 def test_where_a_block_says_something_else_a_class_is_written() -> None:
     kernel, bias = jnp.zeros((2, 3)), jnp.zeros(3)
     others: list[dict[str, Any]] = [

@@ -118,13 +118,12 @@ class LayoutText:
         groups: dict[str, list[Row]] = {}
         for row in table.rows:
             groups.setdefault(row.path[0], []).append(row)
-        # A state that keeps nothing has no rows, and stands all the same.
-        self._order = list(dict.fromkeys((*groups, *self._states)))
         self._kept: dict[str, list[Row]] = {name: [] for name in self._states}
         for name, of_name in groups.items():
             if of_name[0].optimizer:
                 self._kept[name] = of_name
         self._trained = self._trained_models(groups)
+        self._order = self._attribute_order(groups)
         self._roots = self._read(groups)
         self._sizes = SizeNames({}, {}, {}, {})
         # A layout that was read off a tree has numbers alone; a declared one keeps its own names.
@@ -152,6 +151,27 @@ class LayoutText:
             ),
             models=models,
         )
+
+    def _attribute_order(self, groups: Iterable[str]) -> Sequence[str]:
+        """The attributes as the tree has them, but that what an optimizer keeps comes after the model it is of.
+
+        Args:
+            groups: Those that have rows. A state that keeps nothing has none, and stands all the same.
+        """
+        names = list(dict.fromkeys((*groups, *self._states)))
+        awaited = {name for name in self._trained if name in names}
+        order: list[str] = []
+        held: list[str] = []
+        for name in names:
+            if name in self._kept and awaited:
+                held.append(name)
+                continue
+            order.append(name)
+            awaited.discard(name)
+            if not awaited:
+                order += held
+                held = []
+        return [*order, *held]
 
     def _trained_models(self, groups: Mapping[str, Sequence[Row]]) -> set[str]:
         """The names of the models that optimizer states are of.

@@ -6,6 +6,7 @@ import ast
 import keyword
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jaxtyping
 
@@ -72,6 +73,20 @@ def mapping(items: Mapping[str, str], indent: int = 8, beside: int = 20) -> str:
     return bracketed("{", written, "}", indent, beside)
 
 
+class _Total(NamedTuple):
+    """What attributes have together.
+
+    Attributes:
+        leaves: How many leaves, those of streams too.
+        elements: How many elements, those of streams not counted; None where a size is not known.
+        is_whole: Whether the length of each list is known; else each counts with one item.
+    """
+
+    leaves: int
+    elements: int | None
+    is_whole: bool
+
+
 class ClassWriter:
     """Writes classes, each after those that it is made of."""
 
@@ -102,8 +117,7 @@ class ClassWriter:
         self._sharing, self._imports, self._sizes = sharing, imports, sizes
         self._names: dict[int, str] = {}
         # What equal parts have, by their identity.
-        self._leaves: dict[int, int] = {}
-        self._totals: dict[tuple[int, tuple[Dim, ...]], int | None] = {}
+        self._totals: dict[tuple[int, tuple[Dim, ...]], _Total] = {}
         self._written: set[str] = set()  # these names
         self._known = known
         self._ready, self._models = ready, models
@@ -349,51 +363,62 @@ class ClassWriter:
 
     def _counts(self, shared: SharedClass) -> str:
         """How many leaves a class has, and how many parameters at the sizes that are known."""
-        totals = {self._total(shared.children, dims) for dims in shared.uses}
-        rows = self._rows(shared.children)
-        leaves = f"{rows} {'leaf' if rows == 1 else 'leaves'}"
-        if None in totals or not self._sizes:
+        totals = [self._total(shared.children, dims) for dims in shared.uses]
+        leaves = _span([total.leaves for total in totals], "leaf", "leaves")
+        if not all(total.is_whole for total in totals):
+            leaves += " with one item in each list"
+        elements = [total.elements for total in totals if total.elements is not None]
+        if len(elements) < len(totals) or not self._sizes:
             return f"{leaves}."
-        known = sorted(total for total in totals if total is not None)
-        least, most = f"{known[0]:,}", f"{known[-1]:,}"
-        return f"{leaves}, {least if least == most else f'{least} to {most}'} parameters."
+        return f"{leaves}, {_span(elements, 'parameter', 'parameters')}."
 
-    def _rows(self, children: tuple[Branch, ...]) -> int:
-        """How many leaves attributes have together."""
-        known = self._leaves.get(id(children))
-        if known is None:
-            several = [
-                1 if child.leaf is not None else 2 if child.stream else self._rows(child.children)
-                for child in children
-            ]
-            known = self._leaves[id(children)] = sum(several)
-        return known
-
-    def _total(self, children: tuple[Branch, ...], dims: tuple[Dim, ...]) -> int | None:
-        """How many elements they have with these dims, streams not counted; None where a size is not known."""
+    def _total(self, children: tuple[Branch, ...], dims: tuple[Dim, ...]) -> _Total:
+        """What attributes have together with these dims."""
         mark = id(children), dims
-        if mark not in self._totals:
-            at = whole = 0
+        known = self._totals.get(mark)
+        if known is None:
+            at, leaves, elements, is_whole = 0, 0, 0, True
             for child in children:
                 end = at + len(self.dims(child))
-                total = self._elements(child, dims[at:end])
-                if total is None:
-                    whole = None
-                    break
-                at, whole = end, whole + total
-            self._totals[mark] = whole
-        return self._totals[mark]
+                own = self._total_of(child, dims[at:end])
+                leaves += own.leaves
+                if elements is not None:
+                    elements = None if own.elements is None else elements + own.elements
+                is_whole = is_whole and own.is_whole
+                at = end
+            known = self._totals[mark] = _Total(leaves, elements, is_whole)
+        return known
 
-    def _elements(self, branch: Branch, dims: tuple[Dim, ...]) -> int | None:
+    def _total_of(self, branch: Branch, dims: tuple[Dim, ...]) -> _Total:
+        """What one attribute has."""
         times: int | None = 1
         if branch.count is not None:
             times, dims = dims_.size_of(dims[0], self._sizes), dims[1:]
-        if branch.leaf is None:
-            whole = self._total(branch.children, dims)
-        else:
+        if branch.leaf is not None:
             shape = dims_.sizes_of(dims, self._sizes)
-            whole = None if shape is None else math.prod(shape)
-        return None if whole is None or times is None else times * whole
+            one = _Total(1, None if shape is None else math.prod(shape), True)
+        elif branch.stream:
+            one = _Total(2, 0, True)
+        else:
+            one = self._total(branch.children, dims)
+        is_known = times is not None or not branch.is_list
+        # A stack has the leaves of one layer, and a list those of each.
+        leaves = one.leaves * (times if branch.is_list and times is not None else 1)
+        elements = None if one.elements is None or times is None else one.elements * times
+        return _Total(leaves, elements, one.is_whole and is_known)
+
+
+def _span(numbers: Sequence[int], one: str, several: str) -> str:
+    """Numbers of things, from the least to the most.
+
+    Example:
+        >>> _span([4, 4], "leaf", "leaves"), _span([1], "leaf", "leaves"), _span([8000, 4], "", "parameters")
+        ('4 leaves', '1 leaf', '4 to 8,000 parameters')
+    """
+    least, most = min(numbers), max(numbers)
+    if least == most:
+        return f"{most:,} {one if most == 1 else several}"
+    return f"{least:,} to {most:,} {several}"
 
 
 def _list_of(named: Sequence[str]) -> str:

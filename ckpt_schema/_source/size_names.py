@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckpt_schema._layouts.dims import Dim
 from ckpt_schema._layouts.immutable import replaced
@@ -83,36 +83,78 @@ def guessed_names(roots: Sequence[Branch]) -> SizeNames:
         roots: The attributes at the roots of the models; what stands at one path in two is one thing.
     """
     ballot = _Ballot()
-    votes: dict[int, collections.Counter[str]] = {}
+    votes: dict[int, collections.Counter[_Voice]] = {}
     counts: dict[tuple[str, ...], int] = {}
     for root in roots:
         counts.update(_counts(root.children, ()))
-        for (size, name), times in ballot.votes(root.children, "", is_position=False).items():
-            votes.setdefault(size, collections.Counter())[name] += times
+        for (size, *voice), times in ballot.votes(root.children, "", "", "vocab").items():
+            votes.setdefault(size, collections.Counter())[_Voice(*voice)] += times
     taken: set[str] = set()
     sizes: dict[str, int] = {}
-    doubts: dict[str, str] = {}
     # Counts have names of their own, even where an axis has the same size: 12 layers are no 12 heads.
     levels: dict[tuple[str, ...], Dim] = {}
     for path, size in counts.items():
         name = _free(_count_name(path, counts), taken, size)
         levels[path] = (name,)
         sizes[name] = size
-    axes: dict[int, Dim] = {}
+    choices = {size: _choices(votes[size]) for size in votes}
+    named = _elected(votes, choices, taken)
+    doubts: dict[str, str] = {}
+    # In the order in which a reader of the model meets them, which no change elsewhere in it moves.
+    for size, name in named.items():
+        sizes[name] = size
+        others = choices[size][1:]
+        if not choices[size]:
+            doubts[name] = "nothing tells what it is"
+        elif others:
+            *some, last = others
+            listed = f"{', '.join(some)} and {last}" if some else last
+            doubts[name] = f"stands for {listed} too, of the same size"
+    return SizeNames({size: (name,) for size, name in named.items()}, levels, sizes, doubts)
+
+
+def _choices(votes: collections.Counter[_Voice]) -> Sequence[str]:
+    """What axes of one size are called, the name with most votes first."""
+    names: collections.Counter[str] = collections.Counter()
+    for voice, times in votes.items():
+        names[voice.axis] += times
+    # An empty vote is that of a leaf whose name tells nothing.
+    choices = [name for name, _ in names.most_common() if name]
+    if "heads" in choices and "kv_heads" in choices:  # as many as those of queries
+        choices.remove("kv_heads")
+    return choices
+
+
+def _elected(
+    votes: Mapping[int, collections.Counter[_Voice]],
+    choices: Mapping[int, Sequence[str]],
+    taken: set[str],
+) -> dict[int, str]:
+    """A name for each size, in the order of the votes; of several that want one name the others say where they are."""
+    wanted: dict[str, list[int]] = {}
     # What most leaves say has the first choice.
     for size in sorted(votes, key=lambda size: (-votes[size].total(), -size)):
-        # An empty vote is that of a leaf whose name tells nothing.
-        choices = [name for name, _ in votes[size].most_common() if name]
-        if "heads" in choices and "kv_heads" in choices:  # as many as those of queries
-            choices.remove("kv_heads")
-        name = _free(choices[0] if choices else "size", taken, size)
-        axes[size] = (name,)
-        sizes[name] = size
-        if not choices:
-            doubts[name] = "nothing tells what it is"
-        elif len(choices) > 1:
-            doubts[name] = f"{', '.join(choices[1:])} as well, of one size here"
-    return SizeNames(axes, levels, sizes, doubts)
+        wanted.setdefault(next(iter(choices[size]), "size"), []).append(size)
+    named: dict[int, str] = {}
+    for name, several in wanted.items():
+        places = {size: _place(votes[size], name) for size in several}
+        # The width of what is called mlp is mlp, and that of the shared experts shared_mlp.
+        several.sort(key=lambda size: places[size] != name)
+        named[several[0]] = _free(name, taken, several[0])
+        for size in several[1:]:
+            place = places[size] if name != "size" else ""
+            named[size] = _free(f"{place}_{name}" if place not in ("", name) else name, taken, size)
+    return {size: named[size] for size in votes}
+
+
+def _place(votes: collections.Counter[_Voice], axis: str) -> str:
+    """The node that most leaves are in that call a size so."""
+    places: collections.Counter[str] = collections.Counter()
+    for voice, times in votes.items():
+        if voice.axis == axis:
+            places[voice.place] += times
+    place = next((place for place, _ in places.most_common(1)), "")
+    return identifier(place) if place else ""
 
 
 def _counts(
@@ -126,8 +168,20 @@ def _counts(
             yield from _counts(child.children, (*way, child.name))
 
 
-_Votes = collections.Counter[tuple[int, str]]
-"""How often an axis of a size is called so."""
+class _Voice(NamedTuple):
+    """What a leaf says of the size of an axis.
+
+    Attributes:
+        axis: What the axis is; empty where nothing tells.
+        place: The node that the layer of the leaf is in, without a number.
+    """
+
+    axis: str
+    place: str
+
+
+_Votes = collections.Counter[tuple[int, str, str]]
+"""How often an axis of a size is called so in a place."""
 
 
 class _Ballot:
@@ -137,51 +191,60 @@ class _Ballot:
         """Has counted nothing."""
         self._known: dict[tuple[object, ...], _Votes] = {}
 
-    def votes(self, children: tuple[Branch, ...], node: str, *, is_position: bool) -> _Votes:
+    def votes(self, children: tuple[Branch, ...], node: str, above: str, rows: str) -> _Votes:
         """Those of the axes of some attributes, and of what is below them.
 
         Args:
             children: The attributes.
             node: The name of the node that they are in.
-            is_position: Whether that, or a node above it, is called after positions.
+            above: The name of the node that this is in.
+            rows: What the rows of an embedding are, as far as the nodes above tell.
         """
-        is_position = is_position or "pos" in node.lower()
+        if "relative" in node.lower():
+            rows = "buckets"
+        elif "pos" in node.lower():
+            rows = "positions"
         usual = _usual_axes(node)
+        here = _without_number(node)
         # Equal parts vote alike where their nodes' names tell the same.
-        mark = id(children), is_position, *usual.values()
+        mark = id(children), rows, here, above, *usual.values()
         known = self._known.get(mark)
         if known is None:
             known = self._known[mark] = collections.Counter()
             for child in children:
                 if child.leaf is None:
-                    below = self.votes(child.children, child.name, is_position=is_position)
-                else:
-                    below = _votes_of(child.name, child.leaf, usual, is_position=is_position)
-                for vote, times in below.items():
-                    known[vote] += times
+                    for vote, times in self.votes(child.children, child.name, here, rows).items():
+                        known[vote] += times
+                    continue
+                # A layer's weight says where the layer is, and a bare array where it is itself.
+                place = above or here if len(child.leaf.dims) in usual else here
+                for size, axis in _votes_of(child.name, child.leaf, usual, rows):
+                    known[size, axis, place] += 1
         return known
 
 
+def _without_number(name: str) -> str:
+    return name.rstrip("0123456789").rstrip("_")
+
+
 def _votes_of(
-    name: str, leaf: Leaf, usual: Mapping[int, tuple[str, ...]], *, is_position: bool
-) -> _Votes:
+    name: str, leaf: Leaf, usual: Mapping[int, tuple[str, ...]], rows: str
+) -> Iterator[tuple[int, str]]:
     """What the axes of a leaf are, as far as its name tells and the node that it is in."""
     rank = len(leaf.dims)
     # What is no kernel of a layer may be a layer's weight itself.
     axes = usual.get(rank) or _usual_axes(name).get(rank, ("",) * rank)
     if name == "embedding" and rank == 2:
-        axes = "positions" if is_position else "vocab", "embed"
+        axes = rows, "heads" if rows == "buckets" else "embed"
     elif name == "scale" and rank == 1:
         axes = ("embed",)
     elif name == "kernel" and rank == 4:
         axes = "height", "width", "", ""
-    votes: _Votes = collections.Counter()
     for dim, axis in zip(leaf.dims, axes, strict=True):
         size = dim[0]
         # An axis of one element is of no size that a name would stand for.
         if len(dim) == 1 and isinstance(size, int) and size > 1:
-            votes[size, axis] += 1
-    return votes
+            yield size, axis
 
 
 def _usual_axes(node: str) -> Mapping[int, tuple[str, ...]]:
@@ -214,13 +277,13 @@ def _usual_axes(node: str) -> Mapping[int, tuple[str, ...]]:
 
 
 def _count_name(path: tuple[str, ...], counts: Mapping[tuple[str, ...], int]) -> str:
-    """What the number of repeats of a node is called: ``number_layers``, or the depth if nothing else is repeated."""
+    """What the number of repeats of a node is called: ``num_layers``, or the depth if nothing else is repeated."""
     if len(counts) == 1:
         return "depth"
-    # Where an encoder and a decoder have layers: `number_encoder_layers`.
+    # Where an encoder and a decoder have layers: `num_encoder_layers`.
     lasts = [other[-1] for other in counts]
     words = path[-2:] if lasts.count(path[-1]) > 1 else path[-1:]
-    return identifier("_".join(("number", *words)))
+    return identifier("_".join(("num", *words)))
 
 
 def _free(name: str, taken: set[str], size: int) -> str:

@@ -57,7 +57,7 @@ def to_source(given: Layout | type[Schema] | Lens, *, tx: str = "") -> str:
         <BLANKLINE>
         <BLANKLINE>
         class Model(cs.Schema):
-            \"\"\"2 leaves, 120 parameters.\"\"\"
+            \"\"\"6 leaves, 120 parameters.\"\"\"
         <BLANKLINE>
             layers: list[blocks.linen.Dense] = cs.field(
                 key="layers_{i}",

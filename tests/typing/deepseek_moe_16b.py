@@ -35,7 +35,7 @@ class Layer0(cs.Schema):
 
     attention: Attention
     input_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
-    mlp: Mlp = cs.field(dims={"mlp": "mlp_2"})
+    mlp: Mlp
     post_attention_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
 
 
@@ -45,7 +45,7 @@ class LayerMlp(cs.Schema):
     down: Float32[Array, "experts expert_mlp embed"]
     gate: Float32[Array, "experts embed expert_mlp"]
     router: blocks.nnx.Linear = cs.field(dims={"in_features": "embed", "out_features": "experts"})
-    shared: Mlp
+    shared: Mlp = cs.field(dims={"mlp": "shared_mlp"})
     up: Float32[Array, "experts embed expert_mlp"]
 
 
@@ -79,13 +79,13 @@ class Training(cs.nnx.State):
 
 
 SIZES = {
-    "embed": 2048,
-    "head_dim": 128,
-    "heads": 16,
-    "experts": 64,
-    "mlp": 2816,
-    "expert_mlp": 1408,
-    "mlp_2": 10944,
     "vocab": 102400,
+    "embed": 2048,
+    "heads": 16,
+    "head_dim": 128,
+    "mlp": 10944,
+    "experts": 64,
+    "expert_mlp": 1408,
+    "shared_mlp": 2816,
 }
 layout = cs.layout(Training, dims=SIZES, dtype="float32", has=["**/scale"])

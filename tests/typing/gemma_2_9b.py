@@ -45,6 +45,7 @@ class Model(cs.Schema):
 
 
 class Inferred(cs.Schema, name="inferred"):
+    params: Model = cs.field(key="params/params")
     opt_state: cs.OptState = cs.kept(
         of="params",
         mirrors=["0/mu", "0/nu"],
@@ -57,17 +58,16 @@ class Inferred(cs.Schema, name="inferred"):
             "2": optax.EmptyState,
         },
     )
-    params: Model = cs.field(key="params/params")
     step: Int32[Array, ""]
 
 
 SIZES = {
     "depth": 21,
-    "embed": 3584,
-    "head_dim": 256,
-    "mlp": 14336,
-    "heads": 16,
-    "kv_heads": 8,
     "vocab": 256000,
+    "embed": 3584,
+    "mlp": 14336,
+    "kv_heads": 8,
+    "head_dim": 256,
+    "heads": 16,
 }
 layout = cs.layout(Inferred, dims=SIZES, dtype="float32", has=["**/scale"])

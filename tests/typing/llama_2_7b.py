@@ -40,7 +40,7 @@ class Layer(cs.Schema):
 
 
 class Model(cs.Schema):
-    """12 leaves, 6,738,415,616 parameters."""
+    """291 leaves, 6,738,415,616 parameters."""
 
     embed_tokens: blocks.nnx.Embed = cs.field(dims={"features": "embed", "num_embeddings": "vocab"})
     layers: list[Layer] = cs.field(length="depth")
@@ -61,10 +61,10 @@ class Training(cs.nnx.State):
 
 SIZES = {
     "depth": 32,
-    "embed": 4096,
-    "head_dim": 128,
-    "heads": 32,
-    "mlp": 11008,
     "vocab": 32000,
+    "embed": 4096,
+    "heads": 32,
+    "head_dim": 128,
+    "mlp": 11008,
 }
 layout = cs.layout(Training, dims=SIZES, dtype="float32", has=["**/scale"])

@@ -40,7 +40,7 @@ class Layer(cs.Schema):
 
 
 class Model(cs.Schema):
-    """12 leaves, 8,030,261,248 parameters."""
+    """291 leaves, 8,030,261,248 parameters."""
 
     embed_tokens: blocks.nnx.Embed = cs.field(dims={"features": "embed", "num_embeddings": "vocab"})
     layers: list[Layer] = cs.field(length="depth")
@@ -61,11 +61,11 @@ class Training(cs.nnx.State):
 
 SIZES = {
     "depth": 32,
-    "embed": 4096,
-    "head_dim": 128,
-    "mlp": 14336,
     "vocab": 128256,
-    "heads": 32,
+    "embed": 4096,
     "kv_heads": 8,
+    "head_dim": 128,
+    "heads": 32,
+    "mlp": 14336,
 }
 layout = cs.layout(Training, dims=SIZES, dtype="float32", has=["**/scale"])

@@ -42,12 +42,12 @@ class DecoderLayer(cs.Schema):
 
 
 class Decoder(cs.Schema):
-    """16 leaves, 409,019,904 parameters."""
+    """338 leaves, 409,019,904 parameters."""
 
     final_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
-    layers: list[DecoderLayer] = cs.field(length="number_decoder_layers")
+    layers: list[DecoderLayer] = cs.field(length="num_decoder_layers")
     relative_embedding: blocks.nnx.Embed = cs.field(
-        dims={"features": "heads", "num_embeddings": "vocab_2"},
+        dims={"features": "heads", "num_embeddings": "buckets"},
     )
 
 
@@ -61,17 +61,17 @@ class EncoderLayer(cs.Schema):
 
 
 class Encoder(cs.Schema):
-    """11 leaves, 308,332,032 parameters."""
+    """218 leaves, 308,332,032 parameters."""
 
     final_norm: blocks.nnx.RMSNorm = cs.field(dims={"features": "embed"})
-    layers: list[EncoderLayer] = cs.field(length="number_encoder_layers")
+    layers: list[EncoderLayer] = cs.field(length="num_encoder_layers")
     relative_embedding: blocks.nnx.Embed = cs.field(
-        dims={"features": "heads", "num_embeddings": "vocab_2"},
+        dims={"features": "heads", "num_embeddings": "buckets"},
     )
 
 
 class Model(cs.Schema):
-    """29 leaves, 783,150,080 parameters."""
+    """558 leaves, 783,150,080 parameters."""
 
     decoder: Decoder
     encoder: Encoder
@@ -91,13 +91,13 @@ class Training(cs.nnx.State):
 
 
 SIZES = {
-    "number_decoder_layers": 24,
-    "number_encoder_layers": 24,
+    "num_decoder_layers": 24,
+    "num_encoder_layers": 24,
     "embed": 1024,
-    "heads": 16,  # embed as well, of one size here
+    "heads": 16,
     "head_dim": 64,
     "mlp": 2816,
+    "buckets": 32,
     "vocab": 32128,
-    "vocab_2": 32,
 }
 layout = cs.layout(Training, dims=SIZES, dtype="float32", has=["**/scale"])

@@ -27,7 +27,7 @@ class Encoderblock(cs.Schema):
 
 
 class Model(cs.Schema):
-    """24 leaves, 304,326,632 parameters."""
+    """392 leaves, 304,326,632 parameters."""
 
     cls: Float32[Array, "1 1 embed"]
     embedding: blocks.linen.Conv = cs.field(
@@ -40,6 +40,7 @@ class Model(cs.Schema):
 
 
 class Inferred(cs.Schema, name="inferred"):
+    params: Model = cs.field(key={"params": "params/params", ...: "{collection}"})
     opt_state: cs.OptState = cs.kept(
         of="params",
         mirrors=["0/mu", "0/nu"],
@@ -52,19 +53,18 @@ class Inferred(cs.Schema, name="inferred"):
             "2": optax.EmptyState,
         },
     )
-    params: Model = cs.field(key={"params": "params/params", ...: "{collection}"})
     step: Int32[Array, ""]
 
 
 SIZES = {
     "depth": 24,
     "embed": 1024,
-    "heads": 16,  # height, width as well, of one size here
-    "head_dim": 64,
+    "heads": 16,  # stands for height and width too, of the same size
+    "size_3": 3,  # nothing tells what it is
     "size_4096": 4096,  # nothing tells what it is
+    "head_dim": 64,
     "vocab": 1000,
     "size_197": 197,  # nothing tells what it is
-    "size_3": 3,  # nothing tells what it is
 }
 layout = cs.layout(
     Inferred,

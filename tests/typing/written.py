@@ -30,7 +30,7 @@ class Layer(cs.Schema):
 
 
 class Model(cs.Schema):
-    """25 leaves, 2,003 parameters."""
+    """65 leaves, 2,003 parameters."""
 
     embed: blocks.nnx.Embed = cs.field(dims={"features": "embed", "num_embeddings": "vocab"})
     head: blocks.nnx.Linear = cs.field(dims={"in_features": "embed", "out_features": "vocab"})
@@ -51,11 +51,11 @@ class State(cs.nnx.State):
 
 SIZES = {
     "depth": 3,
-    "embed": 8,
-    "head_dim": 4,
-    "heads": 2,
-    "mlp": 16,
     "vocab": 11,
+    "embed": 8,
+    "heads": 2,
+    "head_dim": 4,
+    "mlp": 16,
 }
 layout = cs.layout(
     State,
