@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -29,9 +28,12 @@ def known(table: Layout, tree: Tree, sizes: Mapping[str, int]) -> None:
     if not all(sizes.get(name, 1) for name in table.names()):
         return
     report = check(table, tree)
-    rows = {number for number, _ in Matcher(table).match(tree).slots}
-    told = (table.rows[number] for number in rows)
-    follow = _follow({dim for row in told for dim in (*row.dims, *row.unrolled)})
+    # Of an optional leaf that is not there no axis tells anything.
+    dims: set[Dim] = set()
+    for number, _ in Matcher(table).match(tree).slots:
+        row = table.rows[number]
+        dims.update((*row.dims, *row.unrolled))
+    follow = _follow(dims)
     faults = list(report.mismatches)
     for name in sorted(follow & sizes.keys()):
         if report.dims.get(name) != sizes[name]:
@@ -46,25 +48,36 @@ def set_apart(lens: Lens) -> None:
 
     Sizes that leaves have which are not parted are one on both sides, as ever.
     """
-    rules = [rule for each in lens.derivations for rule in each.rules if isinstance(rule, Apart)]
-    if not rules or len(lens.derivations) > 1:
+    paths: list[LogicalPath] = []
+    for each in lens.derivations:
+        paths += [rule.path for rule in each.rules if isinstance(rule, Apart)]
+    # Of several steps, what one parts may be in another's words.
+    if not paths or len(lens.derivations) > 1:
         return
-    lone, shared = list[set[str]](), set[str]()
+    lone: list[set[str]] = []
+    shared: set[str] = set()
     for table in (lens.source, lens.view):
-        parted = [row for row in table.rows if any(_at(row, rule.path) for rule in rules)]
+        parted: list[Row] = []
+        whole: list[Row] = []
+        for row in table.rows:
+            (parted if _stands(row, paths) else whole).append(row)
         lone.append(_sizes_of(parted))
-        shared |= _sizes_of(row for row in table.rows if row not in parted)
-    faults = [
-        Mismatch(name, "dims", "a size of its own on each side, for rules part it", "one for both")
-        for name in sorted((lone[0] & lone[1]) - shared)
-    ]
+        shared |= _sizes_of(whole)
+    faults: list[Mismatch] = []
+    for name in sorted((lone[0] & lone[1]) - shared):
+        expected = "a size of its own on each side, for rules part it"
+        faults.append(Mismatch(name, "dims", expected, "one for both"))
     if faults:
         raise LawError("what is parted has sizes in common", faults)
 
 
-def _at(row: Row, path: LogicalPath) -> bool:
-    """Whether a row stands at a path or below, of the whole or of the model."""
-    return any(row.path[start : start + len(path)] == path for start in {0, row.body or 0})
+def _stands(row: Row, paths: Iterable[LogicalPath]) -> bool:
+    """Whether a row stands at one of some paths or below, of the whole or of the model."""
+    for path in paths:
+        for start in (0, row.body or 0):
+            if row.path[start : start + len(path)] == path:
+                return True
+    return False
 
 
 def _sizes_of(rows: Iterable[Row]) -> set[str]:
@@ -76,15 +89,22 @@ def _sizes_of(rows: Iterable[Row]) -> set[str]:
 
 
 def _follow(dims: Iterable[Dim]) -> set[str]:
-    """The names whose sizes follow from those of axes: one is unknown, and all else of the axis is known."""
-    counted = [collections.Counter(_names(dim)) for dim in dims]
-    paths_: set[str] = set()
+    """The names whose sizes follow from those of axes: one is unknown, and all else of the axis is known.
+
+    Of the axes `heads*dim` and `heads` the second tells heads, and then the first tells dim.
+    """
+    axes = [list(_names(dim)) for dim in dims]
+    follow: set[str] = set()
     while True:
-        unknown = [{n: k for n, k in each.items() if n not in paths_} for each in counted]
-        more = {name for each in unknown if sum(each.values()) == 1 for name in each}
+        more: set[str] = set()
+        for names in axes:
+            # A name that is there twice, as in `dim*dim`, is not told by it.
+            unknown = [name for name in names if name not in follow]
+            if len(unknown) == 1:
+                more.update(unknown)
         if not more:
-            return paths_
-        paths_ |= more
+            return follow
+        follow |= more
 
 
 def _names(dim: Dim) -> Iterator[str]:

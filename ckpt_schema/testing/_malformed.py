@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from flax import nnx
 
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.paths import KeyPath, fill, format_path, parse_path, unquoted
-from ckpt_schema._layouts.table import Layout
+from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._trees.conformance import check
 from ckpt_schema._trees.containers import Tree, flatten, without
@@ -47,6 +47,7 @@ def refusal_law(lens: Lens, s: Tree, v: Tree) -> None:
     lens.get(s)  # so that there is a plan for such trees, which must not take one that is like them
     lens.put(v, onto=s, drop=True)
     faults: list[Mismatch] = []
+    # Each is asked by itself, for each has its own way to a tree.
     for what, key, wrong in _malformed(lens, s, rng):
         asked: dict[str, Callable[[], object]] = {
             "get": lambda wrong=wrong: lens.get(wrong),
@@ -65,6 +66,7 @@ def refusal_law(lens: Lens, s: Tree, v: Tree) -> None:
 
 
 def _checksum(tree: Tree) -> int:
+    """A number that follows from the bits of a tree."""
     checksum = 0
     for leaf in jax.tree.leaves(tree):
         checksum = zlib.crc32(np.ascontiguousarray(host(leaf)).tobytes(), checksum)
@@ -72,8 +74,11 @@ def _checksum(tree: Tree) -> int:
 
 
 def _checked(lens: Lens, tree: Tree) -> None:
+    """Raises what `check` says of a tree of the source, as a lens would."""
     names = lens.source.names()
-    report = check(lens.source, tree, {n: size for n, size in lens.dims.items() if n in names})
+    # Without the sizes of the lens a tree of other sizes is one of this layout, and right.
+    known = {name: size for name, size in lens.dims.items() if name in names}
+    report = check(lens.source, tree, known)
     if report.mismatches:
         raise CkptSchemaError("it does not conform", report.mismatches)
 
@@ -85,15 +90,16 @@ def _said(ask: Callable[[], object], key: KeyPath) -> str:
     except CkptSchemaError as error:
         named = [fault.path for fault in error.mismatches]
         return "" if any(_about(path, key) for path in named) else f"an error about {named[:3]}"
-    except Exception as error:
+    except Exception as error:  # an error of jax or NumPy names no leaf
         return f"{type(error).__name__}: {error}"[:200]
     return "no error"
 
 
 def _about(path: str, key: KeyPath) -> bool:
     """Whether a path is that of a leaf, or of what it stands in."""
-    words = [unquoted(word) for word in parse_path(path)]
-    own = [str(segment) for segment in key]
+    words = list(map(unquoted, parse_path(path)))
+    own = list(map(str, key))
+    # Of a leaf that is missing with its whole node, the node may be named.
     shorter = min(len(words), len(own))
     return bool(path) and words[:shorter] == own[:shorter]
 
@@ -102,7 +108,10 @@ def _about(path: str, key: KeyPath) -> bool:
 
 
 def _malformed(lens: Lens, tree: Tree, rng: np.random.Generator) -> Iterator[Wrong]:
-    """The tree made wrong in two of all ways that there are for it, and at times with a layer more."""
+    """The tree made wrong in two of all ways that there are for it, and at times with a layer more.
+
+    All ways would take long, and a law is tried many times.
+    """
     ways: list[Callable[[Lens, Tree, np.random.Generator], Wrong | None]]
     ways = [_of_dtype, _of_impl, _of_rank, _of_size, _missing, _extra, _nested]
     ways += [_stacked, _respelled]
@@ -156,18 +165,18 @@ def _of_size(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
 
 def _stacked(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
     """A leaf stacked as another one of its declaration is: what is right for that one is wrong here."""
-    rows, sizes = lens.source.rows, lens.dims
+    rows = lens.source.rows
     keys = flatten(tree).keys
-    at = {_bare(key): number for number, key in enumerate(keys)}
+    places = {_bare(key): at for at, key in enumerate(keys)}
     flat, treedef = jax.tree.flatten(tree)
     for number in rng.permutation(len(rows)):
         row = rows[int(number)]
-        others = [o for o in rows if o.leaf == row.leaf and o.repeats != row.repeats]
-        for other in others:
-            own, there = (
-                [at[key] for i in indices_of(each, sizes) if (key := key_of(each, i)) in at]
-                for each in (row, other)
-            )
+        own = _places_of(row, lens.dims, places)
+        for other in rows:
+            if other.leaf != row.leaf or other.repeats == row.repeats:
+                continue
+            there = _places_of(other, lens.dims, places)
+            # The last layer: the first may be all that is looked at.
             if own and there and np.shape(flat[own[-1]]) != np.shape(flat[there[0]]):
                 changed = [*flat]
                 changed[own[-1]] = flat[there[0]]
@@ -176,9 +185,20 @@ def _stacked(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
     return None
 
 
+def _places_of(row: Row, sizes: Sizes, places: Mapping[tuple[str, ...], int]) -> list[int]:
+    """The positions in a tree of the leaves of a row."""
+    own: list[int] = []
+    for indices in indices_of(row, sizes):
+        key = key_of(row, indices)
+        if key in places:
+            own.append(places[key])
+    return own
+
+
 def _respelled(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
     """Strings for the int keys of one container: a save makes them of all int keys, or of none."""
     numbered = [*_numbered(tree)]
+    # With one such container alone, strings are a tree as a save leaves it.
     if len(numbered) < 2:
         return None
     key = numbered[int(rng.integers(len(numbered)))]
@@ -209,25 +229,24 @@ def _nested(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
 
 
 def _missing(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
-    needed = _needed(lens.source, lens.dims)
+    """The tree without a leaf that it must have."""
+    needed = _needed(lens.source)
     keys = [key for key in flatten(tree).keys if _bare(key) in needed]
     if not keys:
         return None
     key = keys[int(rng.integers(len(keys)))]
-    left = without(tree, {key})
-    return ("no such leaf", needed[_bare(key)], left)
+    return ("no such leaf", _bare(key), without(tree, {key}))
 
 
 def _extra(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
+    """The tree with a leaf more; a train state, whose fields are fixed, has no room for one."""
     more = np.zeros(2, np.float32)
+    what = "a leaf that is not declared"
     if isinstance(tree, dict):
-        return ("a leaf that is not declared", (_EXTRA,), {**tree, _EXTRA: more})
+        return (what, (_EXTRA,), {**tree, _EXTRA: more})
     if isinstance(tree, nnx.State):
-        return (
-            "a leaf that is not declared",
-            (_EXTRA,),
-            nnx.State({**dict(tree.items()), _EXTRA: nnx.Param(more)}),
-        )
+        state = nnx.State({**dict(tree.items()), _EXTRA: nnx.Param(more)})
+        return (what, (_EXTRA,), state)
     return None
 
 
@@ -235,7 +254,11 @@ def _more(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
     """One layer more in a list than the lens is bound to."""
     flat = flatten(tree)
     leaves_at = dict(zip(flat.keys, flat.leaves, strict=True))
-    rows = [row for row in lens.source.rows if [each.axis for each in row.repeats] == [None]]
+    # Rows that are repeated once, and unrolled: of layers in layers a whole list would be missing.
+    rows: list[Row] = []
+    for row in lens.source.rows:
+        if len(row.repeats) == 1 and row.repeats[0].axis is None:
+            rows.append(row)
     for at in rng.permutation(len(rows)):
         row = rows[int(at)]
         count = size(row.repeats[0].size, lens.dims)
@@ -266,6 +289,7 @@ def _changed(
     """The tree with one leaf changed."""
     flat, treedef = jax.tree.flatten(tree)
     keys = flatten(tree).keys
+    # A step that is a Python number has no dtype or shape that could be another.
     places = [at for at, leaf in enumerate(flat) if not leaves.is_scalar(leaf) and fits(leaf)]
     if not places:
         return None
@@ -278,10 +302,16 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _needed(layout: Layout, sizes: Sizes) -> dict[tuple[str, ...], KeyPath]:
-    """The leaves that a tree must have, by key path as strings, unless a Variable has a container in it."""
-    rows = [r for r in layout.rows if not (r.optional or r.ephemeral or r.inside or r.repeats)]
-    return {key_of(row, ()): key_of(row, ()) for row in rows for _ in indices_of(row, sizes)}
+def _needed(layout: Layout) -> set[tuple[str, ...]]:
+    """The leaves that a tree must have, by key path as strings, unless a Variable has a container in it.
+
+    Those of layers are left out: without its last layers a list is a shorter one.
+    """
+    keys: set[tuple[str, ...]] = set()
+    for row in layout.rows:
+        if not (row.optional or row.ephemeral or row.inside or row.repeats):
+            keys.add(key_of(row, ()))
+    return keys
 
 
 def _bare(key: KeyPath) -> tuple[str, ...]:

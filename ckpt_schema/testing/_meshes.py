@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,8 +31,10 @@ __all__ = [
 
 MeshSpec = tuple[tuple[int, ...], AxisType]
 """The shape of a mesh over all devices, and the type of its axes."""
-MESHES: tuple[MeshSpec, ...] = tuple(
-    (shape, kind) for kind in (AxisType.Auto, AxisType.Explicit) for shape in ((4, 2), (2, 4), (8,))
+_SHAPES = ((4, 2), (2, 4), (8,))
+MESHES: tuple[MeshSpec, ...] = (
+    *((shape, AxisType.Auto) for shape in _SHAPES),
+    *((shape, AxisType.Explicit) for shape in _SHAPES),
 )
 Placer = Callable[[Any], Any]
 """What makes a leaf of a NumPy array, or of a key array."""
@@ -66,6 +68,7 @@ class Sharded:
         Of one way in six they are in another memory, if there is one.
         """
         specs = all_shardings(self.mesh, shape)
+        # Of one seed, leaves of other shapes are sharded in ways that have nothing in common.
         chosen = specs[(self.seed * 7919 + 31 * len(shape)) % len(specs)]
         memories = other_memories()
         if self.seed % 6 == 3 and memories:
@@ -87,6 +90,7 @@ class Mixed:
     def __call__(self, value: Any) -> Any:
         """The leaf; key arrays are never NumPy's."""
         self._count += 1
+        # Keys have no NumPy array to be, and count all the same.
         keys = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         return self._place(value) if keys or self._count % 2 == 0 else as_numpy(value)
 
@@ -120,20 +124,29 @@ def all_shardings(on: Mesh, shape: tuple[int, ...]) -> tuple[NamedSharding, ...]
     Jax has no leaves that are sharded unevenly.
     """
     names = tuple(on.axis_names)
-    groups = [g for n in range(len(names) + 1) for g in itertools.permutations(names, n)]
-    specs: list[tuple[int, PartitionSpec]] = []
+    # What an axis may be sharded over: (), (x,), (y,), (x, y), (y, x).
+    groups: list[tuple[str, ...]] = []
+    for count in range(len(names) + 1):
+        groups += itertools.permutations(names, count)
+    specs: list[tuple[int, str, PartitionSpec]] = []
     for spec in itertools.product(groups, repeat=len(shape)):
-        used = [axis for group in spec for axis in group]
-        shards = [math.prod(on.shape[axis] for axis in group) for group in spec]
-        fits = all(size % count == 0 for size, count in zip(shape, shards, strict=True))
+        used = list(itertools.chain.from_iterable(spec))
+        # A mesh axis shards one axis of a leaf.
+        fits = all(size % _ways(on, group) == 0 for size, group in zip(shape, spec, strict=True))
         if len(set(used)) == len(used) and fits:
-            specs.append(
-                (
-                    -len(used),
-                    PartitionSpec(*(None if not g else g[0] if len(g) == 1 else g for g in spec)),
-                )
-            )
-    return tuple(
-        NamedSharding(on, spec)
-        for _, spec in sorted(specs, key=lambda item: (item[0], str(item[1])))
-    )
+            entries = PartitionSpec(*map(_entry, spec))
+            specs.append((-len(used), str(entries), entries))
+    specs.sort(key=lambda item: item[:2])
+    return tuple(NamedSharding(on, spec) for _, _, spec in specs)
+
+
+def _ways(on: Mesh, group: Sequence[str]) -> int:
+    """Over how many devices some mesh axes shard."""
+    return math.prod(on.shape[axis] for axis in group)
+
+
+def _entry(group: tuple[str, ...]) -> Any:
+    """Mesh axes as a `PartitionSpec` has them: one of them by its name alone."""
+    if len(group) < 2:
+        return group[0] if group else None
+    return group

@@ -30,30 +30,37 @@ def naming(lens: Lens, s: Tree) -> None:
     What rules say of axes, parts, copies, padding and factors is said of the elements as well.
     """
     by_row, before, after = origins_of(lens), by_key(s), by_key(lens.get(s))
+    # A row that stands for several holds what is computed of them, as the lens has it.
     add_sums(lens.source, lens.folds[0], before, lens.dims)
     add_sums(lens.view, lens.folds[1], after, lens.dims)
-    summed = [{one.row for one in rows} for rows in lens.folds]
+    computed = {one.row for one in lens.folds[0]}
+    made = {one.row for one in lens.folds[1]}
     starts = bases(lens.source, lens.dims)
     faults: list[Mismatch] = []
     for number, origin in by_row.items():
         row, rows = lens.view.rows[number], [lens.source.rows[at] for at in origin.rows]
-        # Of no layers there is no leaf.
-        held = [at for at in origin.rows if indices_of(lens.source.rows[at], lens.dims)]
-        if not held or not indices_of(row, lens.dims):
+        firsts: list[int] = []
+        ours: list[Any] = []
+        for at in origin.rows:
+            # Of no layers there is no leaf.
+            if indices_of(lens.source.rows[at], lens.dims):
+                firsts.append(starts[at])
+                ours.append(whole_array(lens.source.rows[at], before, lens.dims))
+        if not ours or not indices_of(row, lens.dims):
             continue
-        ours = [whole_array(lens.source.rows[at], before, lens.dims) for at in held]
+        # An optional leaf that the source lacks says nothing.
         if any(each is None for each in ours):
             continue
         theirs = whole_array(row, after, lens.dims)
         if theirs is None:
             faults.append(_fault(rows, row, "nothing"))
             continue
-        expected = _expected(origin, [starts[at] for at in held], ours)
+        expected = _expected(origin, firsts, ours)
+        # What is rounded on the way is as good as the line says, and all else is equal in each bit.
         if origin.line.dtypes and is_alike(origin.line, expected, theirs):
             continue
-        if (number in summed[1] or summed[0].intersection(origin.rows)) and alike_sums(
-            expected, theirs
-        ):
+        is_computed = number in made or not computed.isdisjoint(origin.rows)
+        if is_computed and alike_sums(expected, theirs):
             continue
         if not same(expected, theirs):
             faults.append(_fault(rows, row, "others, or in another order", first(expected, theirs)))
@@ -63,14 +70,14 @@ def naming(lens: Lens, s: Tree) -> None:
 
 def _fault(rows: list[Row], row: Row, found: str, hint: str = "") -> Mismatch:
     names = " and ".join(f"{format_path(each.key)}, {each.stored}" for each in rows)
-    return Mismatch(
-        format_path(row.key), "naming", f"the elements of {names}, by their names", found, hint
-    )
+    expected = f"the elements of {names}, by their names"
+    return Mismatch(format_path(row.key), "naming", expected, found, hint)
 
 
 @functools.lru_cache(maxsize=256)
 def origins_of(lens: Lens) -> Mapping[int, Origin]:
     """Where everything comes from; where paths do not tell, as in chains unlike each other, the lens does."""
+    # A lens that was made of cells alone has no rules: names tell all of it.
     steps = lens.derivations or (Derivation(lens.source, lens.view),)
     pairs = [join.pairs[0] for join in lens.joins if join.plain]
     return origins(steps, lens.dims, pairs)
@@ -81,6 +88,7 @@ def _expected(origin: Origin, starts: list[int], values: list[Any]) -> np.ndarra
     ids = origin.ids.ravel()
     made = np.zeros(ids.shape, values[0].dtype)
     for start, value in zip(starts, values, strict=True):
+        # The elements of this row have the numbers from its start on.
         own = (ids >= start) & (ids < start + value.size)
         made[own] = value.ravel()[ids[own] - start]
     if origin.exponent:
@@ -90,6 +98,7 @@ def _expected(origin: Origin, starts: list[int], values: list[Any]) -> np.ndarra
             made = made.astype(np.longdouble) * origin.line.factor + origin.line.amount
     elif origin.line.factor == -1:
         made = np.where(_is_nan(made), made, -made)
+    # Last, for a fill is what padding holds after all scaling.
     for number, fill in enumerate(origin.fills):
         made[ids == FILLS - number] = np.asarray(fill).astype(made.dtype)
     return made.reshape(origin.ids.shape)

@@ -15,7 +15,7 @@ import hypothesis
 from hypothesis.errors import Flaky
 
 from ckpt_schema._frameworks.variables import state_of
-from ckpt_schema._layouts.table import slots_of
+from ckpt_schema._layouts.table import Layout, slots_of
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.step_dtypes import verify_one_dtype
 from ckpt_schema._messages.progress import watched_steps
@@ -32,11 +32,8 @@ from ckpt_schema.testing.strategies import Bound, space
 __all__ = ["BrokenLawError", "LensLaws", "Options", "check_law", "check_laws"]
 
 
-_EXAMPLES, _LEAVES, _LEAST = (
-    20,
-    150,
-    5,
-)  # as many by default, up to so many leaves; and no fewer than that
+# As many by default, up to so many leaves; and no fewer than that.
+_EXAMPLES, _LEAVES, _LEAST = 20, 150, 5
 
 
 class BrokenLawError(CkptSchemaError, AssertionError):
@@ -94,21 +91,18 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
     first: list[tuple[Trial, Exception]] = []  # and how it did so the first time
 
     def attempt(trial: Trial) -> None:
-        said = repr(trial)
-        if (
-            failed
-            and said not in failed
-            and time.monotonic() - min(failed.values()) > options.shrinking
-        ):
+        told = repr(trial)
+        is_late = bool(failed) and time.monotonic() - min(failed.values()) > options.shrinking
+        # What has failed must fail again when hypothesis asks for it, however late.
+        if is_late and told not in failed:
             return  # what is known to fail is small enough
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", ShardingWarning
-                )  # odd sizes are not the lens's fault
+                # Odd sizes are not the lens's fault.
+                warnings.simplefilter("ignore", ShardingWarning)
                 law.check(trial)
         except Exception as error:
-            failed.setdefault(said, time.monotonic())
+            failed.setdefault(told, time.monotonic())
             first.append((trial, error))
             raise _broken(law, trial, error) from error
 
@@ -127,12 +121,14 @@ def check_law(lens: Lens, law: Law, options: Options) -> None:
         error.__notes__ = _reproduced(error)
         raise
     except Flaky as error:
+        # What failed the first time alone is a fault too, and hypothesis does not say what it was.
         if not first:
             raise
         raise _broken(law, *first[0], _UNSTEADY) from error
 
 
 def _check_given(lens: Lens, law: Law, options: Options) -> None:
+    """Tries a law of states that are given, once: there is nothing to draw."""
     verify_one_dtype(lens.source, lens.view, "a law of states that are given")
     states = {"s": state_of(options.source), "v": state_of(options.view)}
     trial = GivenTrial(
@@ -146,6 +142,7 @@ def _check_given(lens: Lens, law: Law, options: Options) -> None:
 
 def idle(lens: Lens, law: Law, options: Options) -> str:
     """Why there is nothing to try a law on; empty if there is."""
+    # A lens of any float is tried if it is so for some of the floats.
     if lens.is_open and law.kind != "given":
         reasons = [idle(lens.at(**each), law, options) for each in precisions(lens, law.kind)]
         return "" if "" in reasons else reasons[0]
@@ -168,32 +165,35 @@ def _examples(lens: Lens, options: Options) -> int:
         return options.max_examples
     twice = dict.fromkeys(lens.source.names() | lens.view.names(), 2)
     sizes = twice | dict(lens.dims)
-    leaves = max(
-        sum(len(slots_of(row, sizes)) for row in table.rows) for table in (lens.source, lens.view)
-    )
+    leaves = max(_leaf_count(lens.source, sizes), _leaf_count(lens.view, sizes))
+    # The time of a trial goes with its leaves: 300 of them are tried half as often as 150.
     return max(_LEAST, min(_EXAMPLES, _EXAMPLES * _LEAVES // leaves)) if leaves else _EXAMPLES
 
 
+def _leaf_count(table: Layout, sizes: Mapping[str, int]) -> int:
+    return sum(len(slots_of(row, sizes)) for row in table.rows)
+
+
 def _settings(lens: Lens, law: Law, options: Options) -> hypothesis.settings:
-    parent = (
-        hypothesis.settings.default
-        if options.profile is None
-        else hypothesis.settings.get_profile(options.profile)
-    )
+    """The settings of a profile, but for what laws need to be otherwise."""
+    settings = hypothesis.settings
+    parent = settings.default if options.profile is None else settings.get_profile(options.profile)
     assert parent is not None
+    # The phase that explains a failure traces every line of jax.
+    phases = [phase for phase in parent.phases if phase is not hypothesis.Phase.explain]
     return hypothesis.settings(
         parent,
         max_examples=max(1, round(_examples(lens, options) * law.share)),
         deadline=None,  # which would time jax's compilations
+        # The first trials of a lens compile all that it takes.
         suppress_health_check=[
             hypothesis.HealthCheck.too_slow,
             hypothesis.HealthCheck.data_too_large,
         ],
+        # One law broken is one error: a second example of it tells nothing more.
         report_multiple_bugs=False,
-        phases=[
-            phase for phase in parent.phases if phase is not hypothesis.Phase.explain
-        ],  # which traces every line of jax
-        print_blob=True,
+        phases=phases,
+        print_blob=True,  # which `_reproduced` reads
     )
 
 
@@ -201,7 +201,9 @@ _UNSTEADY = "tried again, the same example obeys it: is something kept from one 
 
 
 def _broken(law: Law, trial: Trial, error: Exception, *more: str) -> BrokenLawError:
+    """The error of a law: what differs, and the code of the states that show it."""
     header = f"{law.name} does not hold for {trial.lens.source.name} -> {trial.lens.view.name}: {law.equation}"
+    # Any other error than one of ours tells no leaves: its own text has to do.
     if isinstance(error, CkptSchemaError):
         faults, notes, said = error.mismatches, error.notes, error.header
     else:
@@ -256,22 +258,27 @@ def check_laws(lens: Lens, laws: Iterable[str] = tuple(LAWS), **options: Any) ->
     if len(broken) == 1:
         raise broken[0]
     if broken:
-        texts = ["\n".join([str(error), *getattr(error, "__notes__", ())]) for error in broken]
-        raise BrokenLawError(
-            f"{len(broken)} laws do not hold", [m for e in broken for m in e.mismatches], texts
-        )
+        faults: list[Mismatch] = []
+        texts: list[str] = []
+        for error in broken:
+            faults += error.mismatches
+            # The notes of an error are no part of its text: how to try it again would be lost.
+            texts.append("\n".join([str(error), *getattr(error, "__notes__", ())]))
+        raise BrokenLawError(f"{len(broken)} laws do not hold", faults, texts)
 
 
 def _named(names: Iterable[str]) -> list[Law]:
-    chosen = [*names]
-    faults = [
-        Mismatch(name, "law", f"one of {', '.join(LAWS)}", "no law")
-        for name in chosen
-        if name not in LAWS
-    ]
+    """The laws of these names; a name that is none of theirs is an error, with all that there are."""
+    laws: list[Law] = []
+    faults: list[Mismatch] = []
+    for name in names:
+        if name in LAWS:
+            laws.append(LAWS[name])
+        else:
+            faults.append(Mismatch(name, "law", f"one of {', '.join(LAWS)}", "no law"))
     if faults:
         raise CkptSchemaError("no such laws", faults)
-    return [LAWS[name] for name in chosen]
+    return laws
 
 
 class LensLaws:
@@ -312,6 +319,7 @@ class LensLaws:
             unittest.SkipTest: It is not among ``laws``, or there is nothing to try it on.
         """
         (law,) = _named([name])
+        # A slip in `laws` would else leave that law out, and nobody would hear of it.
         _named(self.laws)
         if name not in self.laws:
             raise unittest.SkipTest(f"{name} is not among the laws of {type(self).__name__}")
@@ -323,10 +331,10 @@ class LensLaws:
     @property
     def _options(self) -> Options:
         mine, none = type(self), LensLaws
-        said = (
-            mine.source_outputs is not none.source_outputs
-            and mine.view_outputs is not none.view_outputs
-        )
+        # One of the two functions alone is nothing to compare.
+        is_source_said = mine.source_outputs is not none.source_outputs
+        is_view_said = mine.view_outputs is not none.view_outputs
+        outputs = self.source_outputs, self.view_outputs
         return Options(
             self.sizes,
             self.max_examples,
@@ -335,7 +343,7 @@ class LensLaws:
             self.reproduce,
             source=self.source,
             view=self.view,
-            outputs=(self.source_outputs, self.view_outputs) if said else None,
+            outputs=outputs if is_source_said and is_view_said else None,
             tolerance=self.tolerance,
             gradients=self.gradients,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal
 
@@ -77,8 +78,10 @@ class Trial:
     def told(self) -> Mapping[str, Sample]:
         """The samples by name."""
         source, view = self.samples
-        later = (dataclasses.replace(each, seed=each.seed + 1) for each in self.samples)
-        return dict(zip("svtw", (source, view, *later), strict=True))
+        # `s` and `t` differ in nothing but their values, and so do `v` and `w`.
+        later = dataclasses.replace(source, seed=source.seed + 1)
+        other = dataclasses.replace(view, seed=view.seed + 1)
+        return {"s": source, "v": view, "t": later, "w": other}
 
     @property
     def mixed(self) -> bool:
@@ -111,13 +114,17 @@ class Trial:
 
     def code(self, *names: str) -> list[str]:
         """The code that makes the states of these names."""
-        states = [
-            f"{name} = {self.told[name]!r}.{'source' if name in 'st' else 'view'}(lens)"
-            for name in names
-        ]
-        said = ", ".join(f'{side}="{dtype}"' for side, dtype in self.precision.items())
-        bound = [f"lens = lens.at({said})"] if said else []
-        return [*bound, *(["lens = ~lens"] if self.turned else []), *states]
+        lines: list[str] = []
+        # In the order in which the lens was made: its floats are told before it is turned.
+        if self.precision:
+            floats = [f'{side}="{dtype}"' for side, dtype in self.precision.items()]
+            lines.append(f"lens = lens.at({', '.join(floats)})")
+        if self.turned:
+            lines.append("lens = ~lens")
+        for name in names:
+            side = "source" if name in "st" else "view"
+            lines.append(f"{name} = {self.told[name]!r}.{side}(lens)")
+        return lines
 
 
 class GivenTrial(Trial):
@@ -191,6 +198,8 @@ def _chosen(
     meshes: tuple[MeshSpec, ...],
     long: bool,
 ) -> Trial:
+    # What is chosen is drawn whether it is used or not, so that a choice means the same thing in
+    # every trial: or else an example would not shrink.
     precision = choose.of(precisions(lens, kind))
     lens = lens.at(**precision)
     turned = kind == "disk" and choose.of(_EITHER)  # one way at a time: it takes seconds
@@ -201,6 +210,7 @@ def _chosen(
     way, sizes = choose.of(range(_COMPILED)), space(lens, bounds).chosen(choose)
     if choose.of((False, False, False, True)) and long and where == "numpy":
         sizes = space(lens, bounds).stretched(sizes, choose.number())
+    # On devices, few sizes: programs are compiled for each.
     if where != "numpy":
         sizes = _sized(lens, tuple(bounds.items()), way)
     number = choose.of(_EITHER) and kind in ("any", "free")
@@ -211,12 +221,14 @@ def _chosen(
     both: list[Sample] = []
     for side, layout in enumerate((lens.source, lens.view)):
         groups = [group for group in optional(lens, side) if choose.of((False, False, True))]
-        absent = tuple(sorted(path for group in groups for path in group))
+        absent = {*itertools.chain.from_iterable(groups)}
         if kind == "disk":
+            # A save leaves out what is ephemeral; a target asks for nothing that nobody knows.
             lacking = both[0].absent if side else ()
-            passing = ("/".join(row.path) for row in layout.rows if row.ephemeral)
-            absent = tuple(sorted({*absent, *passing, *_unknown(lens, side, lacking)}))
+            absent.update("/".join(row.path) for row in layout.rows if row.ephemeral)
+            absent.update(_unknown(lens, side, lacking))
         kinds = [*container_kinds(layout)]
+        # Source and view are mostly on other meshes, as where a run goes on elsewhere.
         on = meshes[(way + side * (1 + way // 2)) % len(meshes)] if where == "sharded" else where
         container, counts = choose.of(kinds), number and not side and _steps(layout)
         spec = way if where == "sharded" else 0
@@ -224,10 +236,10 @@ def _chosen(
         free = choose.of(refused) if refused else None
         sample = Sample(
             sizes,
-            seed + 2 * side,
+            seed + 2 * side,  # the second state of a side has the number after this
             values,
             container,
-            absent,
+            tuple(sorted(absent)),
             on,
             spec,
             counts,
@@ -253,23 +265,24 @@ _PRECISIONS = (("float32", "float32"), ("bfloat16", "float32"), ("float32", "bfl
 
 def precisions(lens: Lens, kind: TrialKind) -> list[Precision]:
     """The floats that a lens is tried with; for each of them there is something to try."""
-    sides = {"source": lens.source, "view": lens.view}
-    found: dict[tuple[str, ...], Precision] = {}
-    for both in _PRECISIONS:
-        said = {
-            side: dtype
-            for (side, table), dtype in zip(sides.items(), both, strict=True)
-            if open_rows(table)
-        }
-        found.setdefault(tuple(said.values()), said)
-    several = [said for said in found.values() if not _is_idle(lens.at(**said), kind)]
-    return several or list(found.values())
+    several: list[Precision] = []
+    for source, view in _PRECISIONS:
+        said: dict[str, str] = {}
+        if open_rows(lens.source):
+            said["source"] = source
+        if open_rows(lens.view):
+            said["view"] = view
+        # Where one side alone is of any float, two of the three are the same.
+        if said not in several:
+            several.append(said)
+    busy = [said for said in several if not _is_idle(lens.at(**said), kind)]
+    return busy or several
 
 
 def _is_idle(lens: Lens, kind: TrialKind) -> bool:
     """Whether a lens refuses no value, where one is to be refused; or every tracer."""
     if kind == "free":
-        return not any(refusable(lens, side) for side in (0, 1))
+        return not refusable(lens, 0) and not refusable(lens, 1)
     return kind == "jit" and bool(looked_at(lens)) and bool(looked_at(~lens))
 
 
@@ -277,6 +290,7 @@ def _where(lens: Lens, kind: TrialKind, drawn: _Where, meshes: tuple[MeshSpec, .
     """What leaves are, as far as a law and a lens leave it open."""
     fixed: dict[TrialKind, _Where] = {"plain": "numpy", "jit": "jax"}
     where = drawn if kind in ("any", "free") else fixed.get(kind, "sharded")
+    # jax would make int32 of an int64, and the state would be none of its layout.
     if narrowed_trial(lens):
         return "numpy"
     return "jax" if where == "sharded" and not meshes else where
@@ -309,11 +323,12 @@ def _few(lens: Lens) -> Mapping[str, Bound]:
 
 def narrowed_trial(lens: Lens) -> tuple[str, ...]:
     """The dtypes of leaves that are NumPy's alone, for jax would narrow them."""
-    dtypes = {row.leaf.dtype for table in (lens.source, lens.view) for row in table.rows}
+    dtypes = {row.leaf.dtype for row in (*lens.source.rows, *lens.view.rows)}
     return tuple(sorted(filter(leaves.is_narrowed, dtypes)))
 
 
 def _steps(layout: Layout) -> bool:
+    """Whether states of a layout have a step that may be a Python number."""
     return layout.container == "dict" and any(row.path == ("step",) for row in layout.rows)
 
 
