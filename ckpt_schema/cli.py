@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = vars(_parser().parse_args(argv))
     command = arguments.pop("command")
+    # It needs devices, and sets up jax itself.
     if command is _demo:
         return _demo()
     # Questions are answered from metadata: no accelerator is taken for them, unless it is asked for.
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     count = math.prod(size for _, size in arguments.get("mesh", ()))
     if count > 1:
         _pretend(count)
+    # What imports jax is imported after that: jax reads the variables when it starts.
     from ckpt_schema._messages.pictures import put
     from ckpt_schema.errors import CkptSchemaError, format_faults
 
@@ -55,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _pretend(devices: int) -> None:
     """Makes as many devices of the CPU, for questions about a mesh that is elsewhere."""
     flags = os.environ.get("XLA_FLAGS", "")
+    # A number that the user has set stays; if it is too small, the command says so.
     if "device_count" not in flags:
         flags = f"{flags} --xla_force_host_platform_device_count={devices}"
         os.environ["XLA_FLAGS"] = flags.strip()
@@ -84,6 +87,7 @@ def _answer(name: str, **arguments: Any) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The words of all commands; each argument is one of the function that answers, under the same name."""
     parser = argparse.ArgumentParser(
         prog="ckpt-schema",
         description="Typed schemas of Flax checkpoints, and lenses derived between them.",
@@ -95,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(name: str, does: str, *, json: bool = True) -> argparse.ArgumentParser:
+        """One command. Those that write a text themselves have no JSON."""
         made = commands.add_parser(name, help=does, description=does[0].upper() + does[1:] + ".")
+        # The answers are imported when one is asked for: `--help` needs no jax.
         made.set_defaults(command=functools.partial(_answer, name))
         if json:
             made.add_argument(
@@ -103,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         return made
 
+    # Commands about one side.
     show = add("show", "print what a checkpoint, a tree or a layout holds; reads metadata only")
     show.add_argument("given", metavar="WHAT", help=_TREE)
     _add_reading(show)
@@ -126,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "--check", action="store_true", help="write nothing; 1 if the file is another"
     )
     _add_reading(lock)
+    # Commands that hold two sides against each other, or show the lens between them.
     check = add("check", "print all that is wrong with a checkpoint or a tree; 1 if anything is")
     check.add_argument("declared", metavar="LAYOUT", help="module:attr, file.py or file.py:attr")
     check.add_argument("given", metavar="WHAT", help=_TREE)
@@ -164,6 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         "--values", action="store_true", help="compare values too, of one layout or through --lens"
     )
     diff.add_argument("--lens", metavar="module:attr", help="the lens between them")
+    # Commands that write checkpoints.
     convert = add("convert", "make a checkpoint of another layout on disk, or each of a run")
     convert.add_argument("given", metavar="SRC", help="a checkpoint, or a directory of such")
     convert.add_argument("new", metavar="DST", help="what is to be made")
@@ -180,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print what would be done, and write nothing"
     )
     hub = add("hf", "make a checkpoint of a folder of Hugging Face, or a folder of one", json=False)
+    # Some of its words do not go together, which argparse cannot say.
     hub.set_defaults(command=_hub)
     hub.add_argument("given", metavar="SRC", help="the folder; with --from a checkpoint")
     hub.add_argument("new", metavar="DST", help="what is to be made")
@@ -201,6 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_place(hub)
     hub.add_argument("--dtype", help="of all weights, of MaxText; as in the folder unless given")
+    # What reads a checkpoint, and nothing of its arrays.
     plan = add("plan", "print what a restore would cost: faults, bytes that are read, memory")
     plan.add_argument("given", metavar="PATH", help="a checkpoint")
     plan.add_argument("target", metavar="TARGET", help=f"what it is restored into: {_TREE}")
@@ -221,11 +232,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _mesh(text: str) -> tuple[tuple[str, int], ...]:
-    """The axes of a mesh, by name."""
+    """The axes of a mesh, by name: ``(("data", 8), ("model", 16))``."""
     parts = text.split(",") if "=" in text else text.split("x")
     axes: list[tuple[str, int]] = []
     for number, part in enumerate(parts):
         name, equals, size = part.rpartition("=")
+        # All axes have names, or none: then they are `axis_0`, `axis_1`.
         is_named = bool(equals and name.isidentifier()) if "=" in text else True
         if not is_named or not (size.isascii() and size.isdecimal() and int(size)):
             raise argparse.ArgumentTypeError(f"expected 8x16 or data=8,model=16, found {text!r}")
@@ -234,6 +246,7 @@ def _mesh(text: str) -> tuple[tuple[str, int], ...]:
 
 
 _RULES = ("READ", "WRITE", "RESUME", "EXACT")
+"""The rules of `breaking`; written here, so that help needs no import of them."""
 
 
 def _rules(text: str) -> tuple[str, ...]:
@@ -246,11 +259,13 @@ def _rules(text: str) -> tuple[str, ...]:
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:
+    """Where in a checkpoint to look."""
     command.add_argument("--item", help="which pytree of the checkpoint, where it holds several")
     command.add_argument("--at", metavar="KEY", help="the key path in it where the state stands")
 
 
 def _add_reading(command: argparse.ArgumentParser) -> None:
+    """How a layout is read off a checkpoint or a tree."""
     _add_place(command)
     command.add_argument(
         "--scan",
@@ -273,12 +288,15 @@ class _Axes(argparse.Action):
     ) -> None:
         """Adds one."""
         node, equals, axis = str(values).rpartition("=")
+        # An axis may be counted from the end: -1.
         if not equals or not axis.lstrip("-").isdecimal():
             parser.error(f"argument --scan: expected NODE=AXIS, such as layers=0, found {values!r}")
+        # A new dict each time: the default is one object for all calls.
         setattr(namespace, self.dest, {**getattr(namespace, self.dest), node: int(axis)})
 
 
 def _add_demo(commands: Any) -> None:
+    """The command that shows a training run going on in another framework."""
     demo = commands.add_parser(
         "demo",
         help="train a small GPT in Linen, go on in NNX and back, compare every loss to the last bit",

@@ -1,4 +1,8 @@
-"""The commands: each prints its result, or the JSON of it, and says by a number how it went."""
+"""The commands: each prints its result, or the JSON of it, and says by a number how it went.
+
+`cli` calls them with the words of the command line, ``answer_show`` for ``ckpt-schema show``. Errors that they raise are
+printed there.
+"""
 
 from __future__ import annotations
 
@@ -65,34 +69,45 @@ def answer_show(
         put(operand.value)
         return OK
     table = operand.layout(scan)
+    # As a person counts: layer 10 after layer 9.
     order = NaturalOrder()
     rows = sorted(table.rows, key=lambda row: order(format_path(row.key)))
     sizes = [row_size(row.stored, row.unrolled) for row in rows]
     whole = summed(sizes)
     if as_json:
-        found = [_row_json(row, size) for row, size in zip(rows, sizes, strict=True)]
-        _print_json({**operand.notes, **dataclasses.asdict(whole), "rows": found})
+        rows_json = [_row_json(row, size) for row, size in zip(rows, sizes, strict=True)]
+        _print_json({**operand.notes, **dataclasses.asdict(whole), "rows": rows_json})
         return OK
-    notes = [f"{word} {_words(value)}" for word, value in operand.notes.items() if word != "path"]
-    title = ": ".join([str(operand.notes.get("path", given)), ", ".join(notes)]) if notes else given
+    title = _show_title(given, operand.notes)
+    # A pipe gets plain lines, for other tools to read; a person at a terminal gets a tree.
     if not sys.stdout.isatty():
+        # Of a layout whose dims have no sizes nobody can say how many bytes it is.
         lines = [title] if whole.bytes is None else [title, str(whole)]
         print("\n".join([*lines, *_show_lines(rows, sizes)]))
         return OK
-    lying = shardings_of(operand, table)
-    told = [str(whole), f"sharded over {lying.mesh}" if lying.mesh else ""]
-    shown = shown_leaves(dataclasses.replace(table, rows=tuple(rows)), lying.texts)
-    title = "\n".join([title, ", ".join(filter(None, told))]).strip()
+    shardings = shardings_of(operand, table)
+    facts = [str(whole), f"sharded over {shardings.mesh}" if shardings.mesh else ""]
+    shown = shown_leaves(dataclasses.replace(table, rows=tuple(rows)), shardings.texts)
+    title = "\n".join([title, ", ".join(filter(None, facts))]).strip()
     put(tree_picture(title, shown)._replace(title=title))
     return OK
 
 
+def _show_title(given: str, notes: Mapping[str, Any]) -> str:
+    """Over what is shown: ``/runs/base/4: item state, step 4`` of a checkpoint, else what was given."""
+    words: list[str] = []
+    for word, value in notes.items():
+        if word != "path":
+            words.append(f"{word} {_words(value)}")
+    return f"{notes.get('path', given)}: {', '.join(words)}" if words else given
+
+
 def _show_lines(rows: Sequence[Row], sizes: Sequence[RowSize]) -> list[str]:
     """A line for each row."""
-    cells = [
-        (format_path(row.key), str(row.stored), *_size_cells(size), leaves.kind_name(row.kind))
-        for row, size in zip(rows, sizes, strict=True)
-    ]
+    cells: list[tuple[str, ...]] = []
+    for row, size in zip(rows, sizes, strict=True):
+        kind = leaves.kind_name(row.kind)
+        cells.append((format_path(row.key), str(row.stored), *_size_cells(size), kind))
     return columns(cells)
 
 
@@ -110,6 +125,7 @@ def answer_infer(
         print(text, end="")
         return OK
     file = Path(output)
+    # The text is for a person to go on with: what they have written is not written over.
     if file.exists():
         hint = "name another file, or move it away"
         raise wrong_operand(output, "a file that is not there yet", "one that is", hint)
@@ -133,8 +149,10 @@ def answer_lock(
         return OK
     file = Path(output)
     before = file.read_bytes() if file.exists() else None
+    # In CI: git has the file, and it has to be the layout that the code declares now.
     if check:
         return OK if before == text.encode() else DIFFERS
+    # An older lock is written over; a mistyped name of another file is not.
     if before is not None and kind_of_text(before.decode(errors="replace")) is not Layout:
         hint = "name another file, or move it away"
         raise wrong_operand(output, "no file yet, or one that lock wrote", "another file", hint)
@@ -166,7 +184,10 @@ def answer_explain(given: str, view: str | None, *, as_json: bool) -> int:
     if not as_json:
         put(lens)
         return OK
-    rules = [str(rule) for each in lens.derivations for rule in each.rules]
+    rules: list[str] = []
+    for step in lens.derivations:
+        rules += map(str, step.rules)
+    # The first line is a title. The others are in columns for the eye; in JSON one space will do.
     lines = [" ".join(line.split()) for line in str(lens).splitlines()[1:]]
     names = {"source": lens.source.name, "view": lens.view.name}
     _print_json({**names, "dims": dict(lens.dims), "rules": rules, "leaves": lines})
@@ -186,17 +207,19 @@ def answer_breaking(
     new = read_operand(given)
     if isinstance(new.value, Lens):
         raise wrong_operand(given, "a layout or a tree", "a lens")
+    # The old file may name types that only the new side can tell what they are.
     old = read_locked(against, lock, [new.layout()])
     between = None if lens is None else _lens(read_operand(lens), None)
-    sides = [side.text if side.stored else side.value for side in (old, new)]
-    found = breaking(sides[0], sides[1], between, rules=rules)
-    found = found.called((old.text, new.text), "" if lens is None else lens.rpartition(":")[2])
+    report = breaking(_side(old), _side(new), between, rules=rules)
+    # On the command line, both sides and the lens are called as they were typed.
+    report = report.called((old.text, new.text), "" if lens is None else lens.rpartition(":")[2])
     if as_json:
-        told = [_verdict_json(verdict) for verdict in found.verdicts]
-        _print_json({"passes": found.passes, "old": old.text, "new": new.text, "rules": told})
+        verdicts = [_verdict_json(verdict) for verdict in report.verdicts]
+        sides = {"old": old.text, "new": new.text}
+        _print_json({"passes": report.passes, **sides, "rules": verdicts})
     else:
-        put(found, found.in_full())
-    return OK if found.passes else DIFFERS
+        put(report, report.in_full())
+    return OK if report.passes else DIFFERS
 
 
 def answer_plan(
@@ -212,48 +235,54 @@ def answer_plan(
 ) -> int:
     """Prints what a restore would cost, of which all is done but the reading."""
     between = None if lens is None else _lens(read_operand(lens), None)
+    # The target is made, and its restore planned, on the mesh.
     with made_mesh(mesh) as devices:
         operand = read_operand(target, mesh=devices)
         wanted = abstract(operand.value) if operand.is_declared else operand.value
         cost = dry_run(given, wanted, between, item=item, at=at, processes=processes)
     if as_json:
-        told = {name: getattr(cost, name) for name in ("leaves", "stored", "result", "peak")}
-        _print_json({**told, "read": cost.read, "read_at_most": cost.read_at_most})
+        numbers = ("leaves", "stored", "result", "peak", "read", "read_at_most")
+        _print_json({name: getattr(cost, name) for name in numbers})
     else:
         put(cost)
     return OK
 
 
 def _verdict_json(verdict: Verdict) -> dict[str, Any]:
-    lens = verdict.migration
-    told: dict[str, Any] = {
+    """What is found of one rule, as JSON."""
+    fields: dict[str, Any] = {
         "rule": verdict.rule,
         "breaks": verdict.breaks,
         "passes": verdict.passes,
         "follows": verdict.follows,
         "faults": [_fault_json(fault) for fault in verdict.faults],
     }
-    if lens is None:
-        return told
-    faults = [_fault_json(fault) for fault in lens.faults]
-    said = {"carried": lens.carried, "leaves": lens.leaves, "exact": lens.is_exact}
-    return {**told, "lens": {"name": lens.name, **said, "faults": faults}}
+    # A lens is named only where what is broken has one to migrate it.
+    lens = verdict.migration
+    if lens is not None:
+        fields["lens"] = {
+            "name": lens.name,
+            "carried": lens.carried,
+            "leaves": lens.leaves,
+            "exact": lens.is_exact,
+            "faults": [_fault_json(fault) for fault in lens.faults],
+        }
+    return fields
 
 
 def answer_diff(given: str, other: str, lens: str | None, *, values: bool, as_json: bool) -> int:
     """Prints what differs between two sides; says so by its number."""
-    sides = [read_operand(side) for side in (given, other)]
+    old, new = read_operand(given), read_operand(other)
     between = None if lens is None else _lens(read_operand(lens), None)
-    found = diff(
-        *(side.text if side.stored else side.value for side in sides), lens=between, values=values
-    )
+    difference = diff(_side(old), _side(new), lens=between, values=values)
     if as_json:
-        told = dataclasses.asdict(found)
-        rules = [str(rule) for rule in found.rules]
-        _print_json({"same": found.same, **told, "rules": rules})
+        fields = dataclasses.asdict(difference)
+        # Rules are written as in Python, so that one can be pasted.
+        rules = [str(rule) for rule in difference.rules]
+        _print_json({"same": difference.same, **fields, "rules": rules})
     else:
-        put(found)
-    return OK if found.same else DIFFERS
+        put(difference)
+    return OK if difference.same else DIFFERS
 
 
 def answer_convert(
@@ -273,10 +302,12 @@ def answer_convert(
         hint = "give module:attr of a lens, or of a tree of the new layout"
         raise wrong_operand(layout, "a lens or a tree", "a declaration", hint)
     run = functools.partial(convert, given, new, operand.value, item=item, at=at)
+    # All faults are told before a byte is written.
     planned = run(dry_run=True)
     done = planned
     if not dry_run:
         put(_plan(planned), file=sys.stderr)
+        # A log would be filled by a line that is written over and over.
         done = run(verify=verify, progress=_progress if sys.stderr.isatty() else None)
     if as_json:
         _print_json(dataclasses.asdict(done))
@@ -288,6 +319,7 @@ def answer_convert(
 def _plan(planned: Conversion) -> str:
     """What is to be done, with the leaves that are not linked, those of a list in one line."""
     lines = [str(planned)]
+    # By what paths are without their numbers: `layers_#/kernel`.
     alike: dict[str, list[str]] = {}
     for path in planned.rewritten:
         alike.setdefault(re.sub(r"\d+", "#", path), []).append(path)
@@ -298,14 +330,20 @@ def _plan(planned: Conversion) -> str:
 
 
 def _progress(done: int, whole: int) -> None:
+    """Shows how many bytes are written, each time over what it showed before."""
     end = "\n" if done == whole else ""
     print(f"\r{in_bytes(done)} of {in_bytes(whole)}", end=end, file=sys.stderr, flush=True)
 
 
+def _side(operand: Operand) -> Any:
+    """An operand as the library takes it: a checkpoint by its path, for it reads what it needs."""
+    return operand.text if operand.stored else operand.value
+
+
 def _lens(operand: Operand, view: str | None) -> Lens:
+    """The lens that was meant: one that has a name, or that from one side to another."""
     if view is not None:
-        sides = [operand, read_operand(view)]
-        return adapt(*(side.text if side.stored else side.value for side in sides))
+        return adapt(_side(operand), _side(read_operand(view)))
     if not isinstance(operand.value, Lens):
         hint = "give module:attr of a lens, or two sides to adapt"
         raise wrong_operand(operand.text, "a lens", f"a {type(operand.value).__name__}", hint)
@@ -313,16 +351,19 @@ def _lens(operand: Operand, view: str | None) -> Lens:
 
 
 def _size_cells(size: RowSize) -> tuple[str, str]:
+    """How many leaves a row has, where several, and how many bytes, where that is known."""
     several = "" if size.leaves in (None, 1) else f"x {size.leaves}"
     return several, "" if size.bytes is None else in_bytes(size.bytes)
 
 
 def _words(value: Any) -> str:
+    """A note on a checkpoint as a title has it."""
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _row_json(row: Row, size: RowSize) -> dict[str, Any]:
-    known = {
+    """One row as JSON; its shape in numbers where all are known, and as it is declared where not."""
+    fields = {
         "key": format_path(row.key),
         "path": "/".join(row.path),
         "dtype": row.leaf.dtype,
@@ -332,10 +373,11 @@ def _row_json(row: Row, size: RowSize) -> dict[str, Any]:
         "bytes": size.bytes,
     }
     shape = dims_.sizes_of(row.dims, {})
-    return known if shape is None else {**known, "shape": list(shape)}
+    return fields if shape is None else {**fields, "shape": list(shape)}
 
 
 def _fault_json(fault: Mismatch) -> dict[str, str]:
+    """A fault as JSON."""
     return {
         "path": fault.path,
         "kind": fault.kind,
@@ -346,4 +388,5 @@ def _fault_json(fault: Mismatch) -> dict[str, str]:
 
 
 def _print_json(value: Any) -> None:
+    """Prints a result for other programs."""
     print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,4 +1,8 @@
-"""How the leaves of a checkpoint or a tree lie on devices, in the words of jax."""
+"""How the leaves of a checkpoint or a tree lie on devices, in the words of jax.
+
+``ckpt-schema show`` has it beside each leaf, on a terminal. An array tells it itself; of a checkpoint Orbax has
+noted it when it was saved, on whatever devices that was.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +43,7 @@ class _Sharding(NamedTuple):
     mesh: tuple[tuple[str, int], ...]
 
     def __str__(self) -> str:
+        """As jax writes it, ``P('data', None)``; of what no axis is split by, whole."""
         return f"P({', '.join(map(repr, self.spec))})" if any(self.spec) else "whole"
 
 
@@ -54,21 +59,28 @@ def shardings_of(operand: Operand, table: Layout) -> Shardings:
     flat = flatten(state_of(operand.value))
     find = SlotFinder(table).slot
     noted = {} if operand.disk is None else dict(_noted(operand.disk))
-    found: dict[Pattern, dict[_Sharding, None]] = {}
+    # Layers of a list are one row: each sharding that some of them have is told once.
+    by_row: dict[Pattern, dict[_Sharding, None]] = {}
+    meshes: set[str] = set()
     for key, leaf in zip(flat.keys, flat.leaves, strict=True):
         slot = find(key, stored=flat.stored)
-        one = noted.get(".".join(map(str, key))) or _of_leaf(leaf)
-        if slot is not None and one is not None:
-            found.setdefault(table.rows[slot[0]].key, {})[one] = None
-    meshes = {_mesh(one) for several in found.values() for one in several}
+        sharding = noted.get(".".join(map(str, key))) or _of_leaf(leaf)
+        if slot is not None and sharding is not None:
+            by_row.setdefault(table.rows[slot[0]].key, {})[sharding] = None
+            meshes.add(_mesh(sharding))
+    # One mesh for all is told in the title.
+    has_one_mesh = len(meshes) == 1
     texts: dict[Pattern, str] = {}
-    for key, several in found.items():
-        said = [str(one) if len(meshes) == 1 else f"{one} on {_mesh(one)}" for one in several]
-        texts[key] = " or ".join(said)
-    return Shardings(texts, meshes.pop() if len(meshes) == 1 else "")
+    for key, several in by_row.items():
+        words: list[str] = []
+        for sharding in several:
+            words.append(str(sharding) if has_one_mesh else f"{sharding} on {_mesh(sharding)}")
+        texts[key] = " or ".join(words)
+    return Shardings(texts, meshes.pop() if has_one_mesh else "")
 
 
 def _of_leaf(leaf: Any) -> _Sharding | None:
+    """The sharding of an array, or of an abstract one that has one."""
     sharding = getattr(leaf, "sharding", None)
     if not isinstance(sharding, NamedSharding):
         return None
@@ -83,21 +95,32 @@ def _known(spec: tuple[Any, ...], mesh: Mapping[str, int]) -> _Sharding | None:
 
 
 def _mesh(sharding: _Sharding) -> str:
-    return ", ".join(f"{name}={size}" for name, size in sharding.mesh)
+    """The mesh of a sharding: ``data=2, model=4``."""
+    return ", ".join([f"{name}={size}" for name, size in sharding.mesh])
 
 
 def _noted(disk: DiskTree) -> Iterator[tuple[str, _Sharding]]:
     """What Orbax has noted of the leaves of a checkpoint when it saved them, by their dotted names in the state."""
     parts: Sequence[tuple[KeyPath, DiskTree]] = disk.parts or [((), disk)]
-    root = "".join(f"{segment}." for segment in disk.root)
-    for at, part in parts if disk.reader is None else ():
-        below = "".join(f"{segment}." for segment in at)
+    # Another format than Orbax's has no notes.
+    if disk.reader is not None:
+        return
+    root = _dotted(disk.root)
+    for at, part in parts:
         for name, text in sharding_notes(part.path / (part.item or "")).items():
-            told = json.loads(text)
-            if told.get("sharding_type") != "NamedSharding" or not name.startswith(root):
+            note = json.loads(text)
+            if note.get("sharding_type") != "NamedSharding" or not name.startswith(root):
                 continue
-            spec = [tuple(one) if isinstance(one, list) else one for one in told["partition_spec"]]
-            mesh = dict(zip(told["axis_names"], told["shape"], strict=True))
-            one = _known(tuple(spec), mesh)
-            if one is not None:
-                yield below + name[len(root) :], one
+            # What splits an axis: a name, several, or none. JSON has lists where jax has tuples.
+            spec: list[Any] = []
+            for names in note["partition_spec"]:
+                spec.append(tuple(names) if isinstance(names, list) else names)
+            mesh = dict(zip(note["axis_names"], note["shape"], strict=True))
+            sharding = _known(tuple(spec), mesh)
+            if sharding is not None:
+                yield _dotted(at) + name[len(root) :], sharding
+
+
+def _dotted(key: KeyPath) -> str:
+    """What the names of leaves below a key path begin with: ``params.layers.``."""
+    return "".join([f"{segment}." for segment in key])

@@ -40,15 +40,20 @@ def answer_hf(
     lens = _lens(folder, family, dtype, scan=scan, is_maxtext=form == "maxtext")
     # as load_parameters_path of MaxText wants it
     place: dict[str, Any] = {"item": "items", "at": WEIGHTS} if form == "maxtext" else {}
-    place |= {name: told for name, told in (("item", item), ("at", at)) if told is not None}
+    if item is not None:
+        place["item"] = item
+    if at is not None:
+        place["at"] = at
     if back is None:
         made = lens.get(hf.load(folder))
         orbax.save(new, made, **place)
     else:
+        # What the checkpoint has to be is what the folder would become; no weights are read for that.
         target = jax.eval_shape(lens.get, hf.metadata(folder))
         made = orbax.restore(given, target, **place)
         hf.save(new, made, lens, onto=hf.load(folder), config_from=folder)
     print(f"{new}: {counted(len(jax.tree.leaves(made)), 'leaf', 'leaves')} of {given}")
+    # What a narrower dtype loses is never silent.
     for path, lost in lens.loss.items():
         print(f"  {path}: {lost}")
     return 0
@@ -59,8 +64,10 @@ def _lens(folder: str, family: str, dtype: str | None, *, scan: bool, is_maxtext
     module = importlib.import_module(f"ckpt_schema.families.{family}")
     if is_maxtext:
         return module.maxtext.lens_of(folder, scan=scan, dtype=dtype)
+    # A folder without a head of its own has the embedding for one.
     has_head = any("lm_head" in name for name in hf.metadata(folder))
     lens = module.lens_of(folder, module.Decoder if has_head else module.TiedDecoder)
+    # A config tells sizes that are in no weight as well, and `bind` takes names of dims alone.
     names = lens.source.names() | lens.view.names()
     sizes = module.dims_from(folder)
     return lens.bind(**{name: size for name, size in sizes.items() if name in names})

@@ -1,4 +1,8 @@
-"""What stands on the command line for a layout, a lens or a tree: a path, or a name in a module."""
+"""What stands on the command line for a layout, a lens or a tree: a path, or a name in a module.
+
+The first step of each command: the text is read as what it means, and all that may be wrong with that is an error in the
+words of the command line.
+"""
 
 from __future__ import annotations
 
@@ -84,6 +88,7 @@ class Operand:
             return layout(self.value)
         if isinstance(self.value, Lens):
             raise wrong_operand(self.text, "a layout or a tree", "a lens")
+        # `Run` of `train.py:Run`, `step_4` of `/runs/step_4`.
         name = PurePath(self.text.rpartition(":")[2]).stem
 
         def read(known: Sequence[str]) -> Layout:
@@ -124,12 +129,12 @@ def read_operand(
     named = _named(text, like, mesh)
     if named is None:
         return _stored(text, item, at)
-    told = {"--item": item, "--at": at}
-    faults = [
-        Mismatch(name, "argument", "the path of a checkpoint", text, f"leave {name} out")
-        for name, given in told.items()
-        if given is not None
-    ]
+    # Both say where in a checkpoint to look.
+    faults: list[Mismatch] = []
+    for name, given in {"--item": item, "--at": at}.items():
+        if given is not None:
+            expected = "the path of a checkpoint"
+            faults.append(Mismatch(name, "argument", expected, text, f"leave {name} out"))
     if faults:
         raise SchemaError(f"{text} is no checkpoint", faults)
     return named
@@ -139,20 +144,25 @@ def _named(text: str, like: Sequence[Layout], mesh: Mesh | None) -> Operand | No
     """What is in a file of Python or JSON, or has a name in a module; None for all other texts."""
     module, colon, name = text.rpartition(":")
     if text.endswith(".py") and Path(text).exists():
-        return Operand(text, _usable(text, _in_module(text, _run(Path(text)), None), mesh))
+        value = _in_module(text, _run(Path(text)), None)
+        return Operand(text, _usable(text, value, mesh))
     if text.endswith(".json") and Path(text).is_file():
         return Operand(text, from_text(text, Path(text).read_bytes(), like))
-    named = colon and "/" not in name and not Path(text).exists()
-    if named and module.endswith(".py"):
-        return Operand(text, _usable(text, _in_module(text, _run(Path(module)), name), mesh))
-    if named and all(part.isidentifier() for part in module.split(".")):
-        return Operand(text, _usable(text, _in_module(text, _imported(text, module), name), mesh))
+    # A colon may be in a path too: in that of a file that is there, or of a bucket, `gs://runs/4`.
+    is_name = colon and "/" not in name and not Path(text).exists()
+    if is_name and module.endswith(".py"):
+        value = _in_module(text, _run(Path(module)), name)
+        return Operand(text, _usable(text, value, mesh))
+    if is_name and all(map(str.isidentifier, module.split("."))):
+        value = _in_module(text, _imported(text, module), name)
+        return Operand(text, _usable(text, value, mesh))
     return None
 
 
 def _stored(text: str, item: str | None, at: str | None) -> Operand:
     """What a checkpoint holds, of which the metadata is read."""
     disk = all_meant(text, item=item, at=at)
+    # Only what there is something to tell of.
     notes: dict[str, Any] = {"path": str(disk.path)}
     if disk.item is not None:
         notes["item"] = disk.item
@@ -199,8 +209,10 @@ def read_locked(text: str, file: str, like: Sequence[Layout]) -> Operand:
         SchemaError: There is no such file in the commit, or no such commit.
         CheckpointMismatchError: It looks like a path, and there is no checkpoint.
     """
+    # The name of a commit has no colon, and no slash in front.
     if Path(text).exists() or ":" in text or text.startswith("/"):
         return read_operand(text, like=like)
+    # `./` is below the current directory, as the file's name is; a text like `--output=x` is no option.
     command = ["git", "show", "--end-of-options", f"{text}:./{file}"]
     expected = f"a file, a checkpoint, or a commit that has {file}"
     try:
@@ -225,12 +237,12 @@ def made_mesh(axes: Sequence[tuple[str, int]]) -> Generator[Mesh | None]:
     if not axes:
         yield None
         return
-    count, there = math.prod(size for _, size in axes), jax.device_count()
-    text = "x".join(str(size) for _, size in axes)
+    names, sizes = zip(*axes, strict=True)
+    count, there = math.prod(sizes), jax.device_count()
+    # The command makes as many devices as it is told before jax starts, unless XLA_FLAGS says how many.
     if count > there:
         hint = f"XLA_FLAGS=--xla_force_host_platform_device_count={count} makes as many of the CPU"
-        raise wrong_operand(text, f"{count} devices", str(there), hint)
-    names, sizes = zip(*axes, strict=True)
+        raise wrong_operand("x".join(map(str, sizes)), f"{count} devices", str(there), hint)
     devices = np.asarray(jax.devices()[:count]).reshape(sizes)
     mesh = Mesh(devices, names)
     with jax.set_mesh(mesh):
@@ -263,21 +275,25 @@ def _imported(text: str, module: str) -> Any:
 
 def _not_run(text: str, module: str, expected: str, error: Exception) -> CkptSchemaError:
     """The error for a module that raised another: all of that, where it is one of this library."""
+    # A lens that is derived in a module tells there what is open: all of its faults are told on.
     if isinstance(error, CkptSchemaError):
         header = f"{text}: {module} raised {type(error).__name__}: {error.header}"
         return DerivationError(header, error.mismatches, error.notes)
+    # A module that is there may lack another: then its own line is told, as of other errors.
     is_missing = isinstance(error, ModuleNotFoundError) and module.startswith(error.name or module)
     if is_missing:
         hint = "run the command where the module is, or install it"
         return wrong_operand(text, expected, _first_line(error), hint)
     # What the module's own code did last says more than where a library noticed it.
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if Path(frame.filename).stem == module.rpartition(".")[2]]
-    hint = f"line {own[-1].lineno} of {own[-1].filename}: {own[-1].line}" if own else ""
+    hint = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename).stem == module.rpartition(".")[2]:
+            hint = f"line {frame.lineno} of {frame.filename}: {frame.line}"
     return wrong_operand(text, expected, _first_line(error), hint)
 
 
 def _first_line(error: Exception) -> str:
+    """An error in one line."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
@@ -285,11 +301,12 @@ def _first_line(error: Exception) -> str:
 def _in_module(text: str, module: Any, name: str | None) -> Any:
     """What has a name in a module; of one that nobody has named, what `to_source` would have called so."""
     if name is None:
-        name = next((each for each in _DEFAULTS if hasattr(module, each)), _DEFAULTS[-1])
+        # The text of a lens has both its layouts too: it is the lens that is meant.
+        name = next((name for name in _DEFAULTS if hasattr(module, name)), _DEFAULTS[-1])
     value = module
     for part in name.split("."):
         if not hasattr(value, part):
-            known = ", ".join(sorted(each for each in vars(module) if each[0] != "_"))
+            known = ", ".join(sorted(word for word in vars(module) if word[0] != "_"))
             hint = f"it has {known}" if known else ""
             raise wrong_operand(text, f"a name in {module.__name__}", f"no {part}", hint)
         value = getattr(value, part)
@@ -298,12 +315,11 @@ def _in_module(text: str, module: Any, name: str | None) -> Any:
 
 def _usable(text: str, value: Any, mesh: Mesh | None = None) -> Any:
     """The value, made abstract where it is a function."""
-    if (
-        mesh is not None
-        and inspect.isfunction(value)
-        and "mesh" in inspect.signature(value).parameters
-    ):
+    takes = inspect.signature(value).parameters if inspect.isfunction(value) else {}
+    # Such a function says itself how what it makes lies on the mesh: that is taken as it is.
+    if mesh is not None and "mesh" in takes:
         return value(mesh=mesh)
+    # A class could be called too, and is not what anyone means.
     if isinstance(value, type) and not issubclass(value, Schema):
         hint = "write a function that makes one, def make(): return Model(nnx.Rngs(0))"
         raise wrong_operand(text, "a layout, a lens, a tree or a function", "a class", hint)
