@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import random
 import sys
@@ -19,7 +20,7 @@ from flax import nnx
 from fuzz import texts
 from hypothesis import given
 from hypothesis import strategies as st
-from support import optimizers
+from support import flax_layers, optimizers
 from support.families import families
 from support.layers import Layers, layers
 from support.profiles import examples, sampled
@@ -108,6 +109,67 @@ def test_a_schema_is_read_as_it_was_declared() -> None:
     layout = cs.layout(texts.Old)  # labels, a sum, a NaN, a Variable type of nobody's, any float
     assert read_again(layout).rows != layout.rows
     assert cs.from_json(cs.to_json(layout), cs.Layout, like=[layout]) == layout
+
+
+# --- Keys  ---
+
+OWN_KEYS = [
+    ("k",),
+    (),
+    ("kernel", 1, None),
+    (("a/b", ("c",)), 0.5),
+    None,
+    True,
+    1.5,
+    2j,
+    ("{i}", "'"),
+]
+
+
+@pytest.mark.parametrize("key", OWN_KEYS, ids=repr)
+def test_a_key_of_any_kind_is_read_as_it_was_written(key: Any) -> None:
+    leaf = jnp.zeros(2)
+    below = {"w": leaf, "layers": [{"x": leaf}, {"x": leaf}]}
+    for layout in (cs.infer({"a": {key: leaf}}), cs.infer({"a": {key: below}})):
+        made = read_again(layout)
+        assert made == layout
+        assert [[*map(type, row.key)] for row in made.rows] == [
+            [*map(type, row.key)] for row in layout.rows
+        ]
+
+
+@pytest.mark.parametrize("name", ["SpectralNorm", "WeightNorm"])
+def test_a_layer_whose_keys_are_tuples_is_read_as_it_was_written(name: str) -> None:
+    layout = cs.infer(flax_layers.of_nnx(name, 2, True))
+    assert read_again(layout) == layout
+
+
+class Color(enum.Enum):
+    """Keys of a type of the test's own."""
+
+    RED = 1
+
+
+@pytest.mark.parametrize("key", [Color.RED, frozenset({1}), (Color.RED,), range(3)], ids=repr)
+def test_a_key_of_a_type_of_ones_own_is_refused(key: Any) -> None:
+    layout = cs.infer({"a": {key: {"w": jnp.zeros(2)}}})
+    for write in (cs.to_json, cs.to_source):
+        with pytest.raises(cs.SchemaError) as raised:
+            write(layout)
+        assert "texts, numbers, None, or tuples of them" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [["a", 1], ["a", {"key": {}}], ["a/b"], ["a", {"key": 1, "more": 2}], {"key": "a"}, ["a", ""]],
+    ids=repr,
+)
+def test_keys_that_are_none_are_told(key: Any) -> None:
+    told = json.loads(cs.to_json(cs.infer({"a": {("k",): jnp.zeros(2)}})))
+    told["rows"][0]["key"] = key
+    with pytest.raises(cs.SchemaError) as raised:
+        cs.from_json(json.dumps(told), cs.Layout)
+    assert raised.value.mismatches[0].path.startswith("rows/0/key")
 
 
 # --- Types  ---
@@ -253,7 +315,7 @@ def test_a_change_of_a_model_is_a_small_change_of_its_text() -> None:
 
 def test_what_json_has_nothing_like_is_an_error() -> None:
     with pytest.raises(cs.SchemaError, match="cannot be written as JSON"):
-        cs.to_json(cs.layout(cs.infer({True: jnp.zeros(2)})))
+        cs.to_json(cs.layout(cs.infer({"\ud800": jnp.zeros(2)})))
 
 
 if __name__ == "__main__":  # all of optax, which takes half a minute

@@ -47,7 +47,7 @@ def to_json(given: Layout | type[Schema] | Lens) -> str:
         A text that `from_json` reads.
 
     Raises:
-        SchemaError: Something in it has no place in such a text, as keys that are neither strings nor ints.
+        SchemaError: Something in it has no place in such a text, as keys of types of your own.
 
     Example:
         >>> import jax

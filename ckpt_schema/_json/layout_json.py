@@ -20,11 +20,12 @@ from ckpt_schema._frameworks.named_types import (
 from ckpt_schema._json.json_objects import JsonObject, is_count, is_text
 from ckpt_schema._json.values_json import (
     default_json,
+    keys_json,
     leaf_json,
     number_json,
     parse_dim,
-    parse_key,
     read_default,
+    read_keys,
     read_leaf,
     read_number,
 )
@@ -36,10 +37,8 @@ from ckpt_schema._layouts.paths import (
     KeyPath,
     LogicalPath,
     Pattern,
-    format_path,
     list_depth,
     parse_path,
-    parse_pattern,
     symbols,
 )
 from ckpt_schema._layouts.table import Layout, Node, Part, Repeat, Row, Series, verify_table
@@ -54,7 +53,7 @@ def layout_json(table: Layout) -> dict[str, Any]:
     """A layout as data; what is as it is everywhere is left out."""
     said: dict[str, Any] = {"name": table.name, "container": table.container}
     if table.homes:
-        said["homes"] = [format_path(home) for home in table.homes]
+        said["homes"] = [keys_json(home) for home in table.homes]
     if table.sizes:
         said["sizes"] = dict(table.sizes)
     if table.initial is not None:
@@ -63,7 +62,7 @@ def layout_json(table: Layout) -> dict[str, Any]:
     several = {
         "nodes": [_node_json(node) for node in table.nodes],
         "parts": [{"path": _joined(p.path), "type": type_name(p.type)} for p in table.parts],
-        "states": [{"path": _joined(path), "key": format_path(key)} for path, key in table.states],
+        "states": [{"path": _joined(path), "key": keys_json(key)} for path, key in table.states],
         "series": [
             {"path": _joined(one.path), "members": [_joined(each) for each in one.members]}
             for one in table.series
@@ -101,7 +100,7 @@ def _joined(path: LogicalPath) -> str:
 
 
 def _row_json(row: Row) -> dict[str, Any]:
-    said: dict[str, Any] = {"key": format_path(row.key)}
+    said: dict[str, Any] = {"key": keys_json(row.key)}
     if said["key"] != _joined(row.path):
         said["path"] = _joined(row.path)
     said |= leaf_json(row.leaf)
@@ -148,11 +147,11 @@ def _datum_json(row: Row, value: Any) -> Any:
 
 
 def _node_json(node: Node) -> dict[str, Any]:
-    said: dict[str, Any] = {"key": format_path(node.key), "type": type_name(node.type)}
+    said: dict[str, Any] = {"key": keys_json(node.key), "type": type_name(node.type)}
     if node.counts:
         said["counts"] = [dims_.format_dim(dim) for dim in node.counts]
     if node.static is not None:
-        said["children"] = [format_path((name,)) for name in node.static[1]]
+        said["children"] = [keys_json((name,)) for name in node.static[1]]
     return said
 
 
@@ -195,7 +194,7 @@ class LayoutReader:
         starts = told.flag("starts")
         kinds = ("dict", "nnx")
         said = told.taken("container", '"dict" or "nnx"', lambda x: x in kinds, "dict")
-        homes = told.several("homes", _parse_home)
+        homes = [_home(value, where, self.faults) for where, value in told.each("homes")]
         rows = [self._row(one) for one in told.objects("rows")]
         if not told.has("rows"):
             told.each("rows")
@@ -260,7 +259,7 @@ class LayoutReader:
         return found or object
 
     def _row(self, told: JsonObject) -> Row:
-        key = told.parsed("key", parse_pattern, ())
+        key = _keys(told)
         path = told.parsed("path" if told.has("path") else "key", parse_path, ())
         leaf = read_leaf(told)
         kind: Any = None
@@ -320,12 +319,13 @@ class LayoutReader:
                 self.faults.append(Mismatch(where, "text", expected, shown(value)))
 
     def _node(self, told: JsonObject) -> Node:
-        key = told.parsed("key", parse_pattern, ())
+        key = _keys(told)
         kind = self._type(told, "type", self.types.container, "a container")
         counts = tuple(told.several("counts", parse_dim))
         static: Any = None
         if told.has("children"):
-            static = self.types.structure(key, kind, tuple(told.several("children", _parse_one)))
+            names = [_one_key(value, where, self.faults) for where, value in told.each("children")]
+            static = self.types.structure(key, kind, tuple(names))
         told.close()
         if symbols(key) != len(counts):
             told.say("counts", "one for each index symbol of the key", len(counts))
@@ -339,7 +339,7 @@ class LayoutReader:
 
 
 def _state(told: JsonObject) -> tuple[LogicalPath, Pattern]:
-    found = told.parsed("path", parse_path, ()), told.parsed("key", parse_key, ())
+    found = told.parsed("path", parse_path, ()), _keys(told)
     told.close()
     return found
 
@@ -393,15 +393,25 @@ def _verify_row(told: JsonObject, row: Row) -> None:
             told.say(name, f"at most {most} segments", count)
 
 
-def _parse_home(text: str) -> KeyPath:
-    return tuple(segment for segment in parse_key(text) if not isinstance(segment, Index))
+def _keys(told: JsonObject) -> Pattern:
+    """The keys of what a text tells."""
+    if not told.has("key"):
+        told.text("key")  # which notes that it is lacking
+        return ()
+    return read_keys(told.value("key"), told.at("key"), told.faults)
 
 
-def _parse_one(text: str) -> Key:
-    key = parse_pattern(text)
-    if len(key) != 1 or isinstance(key[0], Index):
-        raise _no(text, "one key")
-    return key[0]
+def _home(value: Any, where: str, faults: list[Mismatch]) -> KeyPath:
+    keys = read_keys(value, where, faults)
+    return tuple([key for key in keys if not isinstance(key, Index)])
+
+
+def _one_key(value: Any, where: str, faults: list[Mismatch]) -> Key:
+    keys = read_keys(value, where, faults)
+    if len(keys) == 1 and not isinstance(keys[0], Index):
+        return keys[0]
+    faults.append(Mismatch(where, "text", "one key", shown(value)))
+    return ""
 
 
 def _is_type_name(name: str) -> bool:

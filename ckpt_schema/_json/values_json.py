@@ -1,31 +1,33 @@
-"""Numbers, defaults and dims, as JSON has them and back."""
+"""Numbers, keys, defaults and dims, as JSON has them and back."""
 
 from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from ckpt_schema._json.json_objects import JsonObject, is_text
+from ckpt_schema._json.json_objects import JsonObject, is_text, meaning
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.dims import AxisName, Dim
 from ckpt_schema._layouts.fallbacks import SameAs, same_as
 from ckpt_schema._layouts.leaves import ConstantKey, Default, Fill, FreshKey, Init, Leaf
-from ckpt_schema._layouts.paths import Pattern, parse_pattern
+from ckpt_schema._layouts.paths import Index, Key, Pattern, format_path, parse_pattern
 from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = [
     "default_json",
+    "keys_json",
     "leaf_json",
     "number_json",
     "parse_dim",
-    "parse_key",
     "read_default",
+    "read_keys",
     "read_leaf",
     "read_number",
 ]
@@ -81,6 +83,99 @@ def _dtype(name: str) -> np.dtype[Any]:
     return dtype
 
 
+# --- Keys  ---
+
+_DEEPEST = 8
+"""No key is a tuple of tuples of more levels."""
+
+
+def keys_json(keys: Iterable[Key | Index]) -> Any:
+    """The keys of a path: its text; where a key is neither a text nor a number, a list of them.
+
+    Raises:
+        SchemaError: JSON has nothing like one of the keys.
+
+    Example:
+        >>> keys_json(("layers", 0, "norm")), keys_json(("batch_stats", ("kernel", "u")))
+        ('layers/0/norm', ['batch_stats', {'key': ['kernel', 'u']}])
+    """
+    segments: tuple[Any, ...] = tuple(keys)  # of any type that a dict has keys of
+    if all(map(_is_usual, segments)):
+        return format_path(segments)
+    return [
+        format_path((each,)) if _is_usual(each) else {"key": _key_json(each, segments)}
+        for each in segments
+    ]
+
+
+def _is_usual(key: Any) -> bool:
+    """Whether a path spells a key; True is an int of Python, and is spelled as none."""
+    return isinstance(key, (str, int, Index)) and not isinstance(key, bool)
+
+
+def _key_json(key: Any, path: Iterable[Any]) -> Any:
+    if key is None or isinstance(key, str):
+        return key
+    if isinstance(key, (bool, int, float, complex)):
+        return number_json(key)
+    if type(key) is tuple:
+        return [_key_json(each, path) for each in key]
+    expected = "keys that are texts, numbers, None, or tuples of them"
+    fault = Mismatch("/".join(map(str, path)), "declaration", expected, shown(key))
+    raise SchemaError("a key cannot be written as JSON", [fault])
+
+
+def read_keys(value: Any, where: str, faults: list[Mismatch]) -> Pattern:
+    """The keys that a value spells; of an empty text, those of the root.
+
+    Args:
+        value: What `keys_json` gave.
+        where: Where it stands.
+        faults: What is wrong with the whole text.
+    """
+    if isinstance(value, list):
+        several: list[Any] = value
+        segments = [_read_segment(each, f"{where}/{at}", faults) for at, each in enumerate(several)]
+        return tuple([each for segment in segments for each in segment])
+    if is_text(value):
+        return meaning(value, parse_pattern, (), where, faults) if value else ()
+    faults.append(Mismatch(where, "text", "the keys of a path, as text or a list", shown(value)))
+    return ()
+
+
+def _read_segment(value: Any, where: str, faults: list[Mismatch]) -> Pattern:
+    """The one key that a value spells; none where it spells none."""
+    known = len(faults)
+    if is_text(value):
+        found: Any = meaning(value, parse_pattern, (), where, faults)
+        if len(found) == 1 or len(faults) > known:
+            return found
+    elif isinstance(value, dict) and value.keys() == {"key"}:
+        try:
+            return (_read_key(value["key"], _DEEPEST),)
+        except ValueError:
+            pass  # said below
+    expected = 'a key, or {"key": ...} of one that is no text'
+    faults.append(Mismatch(where, "text", expected, shown(value)))
+    return ()
+
+
+def _read_key(value: Any, levels: int) -> Any:
+    """The key that JSON tells.
+
+    Raises:
+        ValueError: It tells none.
+    """
+    if value is None or is_text(value):
+        return value
+    if isinstance(value, list) and levels:
+        return tuple([_read_key(each, levels - 1) for each in value])
+    number = read_number(value)
+    if number is None:
+        raise ValueError(value)
+    return number
+
+
 # --- Defaults  ---
 
 
@@ -131,11 +226,6 @@ def parse_dim(text: str) -> Dim:
     if len(found) != 1:
         raise _wrong(text, "one dim")
     return found[0]
-
-
-def parse_key(text: str) -> Pattern:
-    """The pattern that a text spells; of nothing, that of the root."""
-    return parse_pattern(text) if text else ()
 
 
 def leaf_json(leaf: Leaf) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,8 +21,10 @@ from ckpt_schema._layouts.immutable import immutable
 from ckpt_schema._layouts.leaves import ConstantKey, Fill, FreshKey, Leaf
 from ckpt_schema._layouts.paths import Index, Pattern
 from ckpt_schema._layouts.table import Row
+from ckpt_schema._messages.text import shown
 from ckpt_schema._source.flat_keys import Placed, holds_levels, parted_rows, separator_of
 from ckpt_schema._source.importing import Imports, quoted
+from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = ["Branch", "Grower"]
 
@@ -208,7 +211,7 @@ def _key_text(key: Pattern) -> str:
     """
     segments: tuple[Any, ...] = key
     is_text = all(isinstance(segment, (str, int, Index)) for segment in segments)
-    return quoted(paths.format_path(key)) if is_text else repr(key)
+    return quoted(paths.format_path(key)) if is_text else _literal(segments)
 
 
 def _tag(group: Sequence[Placed], depth: int) -> str:
@@ -292,3 +295,24 @@ def _stream(group: Sequence[Placed], at: _At) -> str:
         return ""
     # "threefry2x32" of the dtype "key<threefry2x32>".
     return key.leaf.dtype[4:-1]
+
+
+def _literal(keys: tuple[Any, ...]) -> str:
+    """Keys as Python writes them.
+
+    Raises:
+        SchemaError: One of them is of a type whose values have no such spelling, or is beside a list's numbers.
+    """
+    if all(map(_is_literal, keys)):
+        return repr(keys)
+    expected = "keys that are texts, numbers, None, or tuples of them"
+    fault = Mismatch("/".join(map(str, keys)), "declaration", expected, shown(keys))
+    raise SchemaError("a key cannot be written as Python", [fault])
+
+
+def _is_literal(key: Any) -> bool:
+    if type(key) is tuple:
+        several: tuple[Any, ...] = key
+        return all(map(_is_literal, several))
+    is_number = type(key) is int or (type(key) is float and math.isfinite(key))
+    return key is None or type(key) in (str, bool) or is_number

@@ -30,6 +30,7 @@ class Old(cs.Schema):
     bias: Float32[Array, "q+2*kv"] = cs.field(default=float("nan"), type=Frozen)
     any: Float[Array, "2 3"]
     rng: UInt32[Array, "2"] = cs.field(default=7, optional=True)
+    norm: Float32[Array, ""] = cs.field(key=("norms", ("kernel", 1)))
 
 
 @functools.cache
@@ -86,6 +87,7 @@ HOSTILE: tuple[Any, ...] = (
     *({"fresh_key": 1}, {"float": "zz"}, {"float": "7ff8000000000000"}, {"type": "a.B"}),
     *({"complex": [1, {}]}, {"dtype": "bfloat16", "bits": "803f"}, {"dtype": "O", "bits": "00"}),
     *({"a.B": {"variable": "flax.nnx.Param"}}, {"a.B": {"fields": ["x"]}}),
+    *({"key": ["a", 1]}, {"key": [[[[[[[[[[1]]]]]]]]]]}, ["a", {"key": None}], [{"key": {}}]),
 )
 
 
