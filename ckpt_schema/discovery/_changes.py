@@ -39,22 +39,21 @@ class Candidates:
 
     def _cuts(self) -> Iterator[ReadingChange]:
         """All ways to cut each group; those of the least cutting first."""
-        found: list[ReadingChange] = []
+        changes: list[ReadingChange] = []
         for side, roles in enumerate(self._roles):
             for names in roles.groups:
                 for number in range(len(self._cutting.ways(side, names[0]))):
-                    found.append(ReadingChange("cut", side, names, number))
-        yield from sorted(found, key=lambda change: change.how)
+                    changes.append(ReadingChange("cut", side, names, number))
+        # Ways are numbered by how much they cut.
+        yield from sorted(changes, key=lambda change: change.how)
 
     def _sizes(self) -> list[set[int]]:
         """The sizes of the axes of both models."""
-        found: list[set[int]] = []
-        for model in self._models:
-            found.append(set(itertools.chain(*model.shapes.values())))
-        return found
+        return [set(itertools.chain(*model.shapes.values())) for model in self._models]
 
     def _halves(self) -> Iterator[ReadingChange]:
         """Axes that are cut in parts on both sides, as gates are that both fuse otherwise."""
+        # An axis of 24 that both sides fuse of four gates, each in its own order, is four of 6.
         before, after = self._sizes()
         for size in sorted(before & after):
             for parts in (2, 3, 4):
@@ -66,10 +65,15 @@ class Candidates:
         # The side that has more leaves can say it of a part that the other has fused.
         side = int(len(self._models[1].shapes) >= len(self._models[0].shapes))
         shapes = self._models[side].shapes
+        # A score is divided by the root of a head, an embedding multiplied by that of the width:
+        # these are sizes of axes, or parts of them.
         divisors = _divisors(set().union(*self._sizes()))
-        roots = {root for part in divisors for root in (part**0.5, part**-0.5)}
+        scales = {-1.0, 2.0, 0.5}
+        for part in divisors:
+            scales |= {part**0.5, part**-0.5}
         values = [Recode(offset=-1.0), Recode(offset=1.0)]
-        values += [Recode(scale=scale) for scale in sorted({-1.0, 2.0, 0.5} | roots)]
+        for scale in sorted(scales):
+            values.append(Recode(scale=scale))
         roles = self._roles[side]
         for names in roles.groups:
             for recode in [*_rotary_orders(shapes[names[0]], divisors), *values]:
@@ -94,7 +98,11 @@ class Candidates:
                 several[dataclasses.replace(change.how, axis=0)].append(change)
         # There are few orders; behind so many factors they would come too late.
         for is_order in (True, False):
-            ways = [each for how, each in several.items() if bool(how.rotary[0]) == is_order]
+            ways: list[list[ReadingChange]] = []
+            for how, changes in several.items():
+                if bool(how.rotary[0]) == is_order:
+                    ways.append(changes)
+            # In turns, for one factor alone may have more pairs than are tried.
             yield from _allowed_pairs(_in_turns(map(_early_pairs, ways)), suspicion)
 
     def unlike_pairs(
@@ -111,18 +119,23 @@ class Candidates:
 
 
 def _divisors(sizes: Iterable[int]) -> list[int]:
-    found: set[int] = set()
+    divisors: set[int] = set()
     for size in sizes:
-        found.update(part for part in range(2, size + 1) if size % part == 0)
-    return sorted(found)
+        for part in range(2, size + 1):
+            if size % part == 0:
+                divisors.add(part)
+    return sorted(divisors)
 
 
 def _rotary_orders(shape: Sequence[int], divisors: Sequence[int]) -> Iterator[Recode]:
     """The orders that heads on an axis of a leaf may have."""
     for axis, size in enumerate(shape):
+        # A kernel (width, heads, head) has heads on an axis of their own; one of two axes may have
+        # all heads on one.
         for head in divisors if len(shape) < 3 else [size]:
             if head % 2 or head < 4 or size % head:
                 continue
+            # Two halves, x y, or pairs, xy xy xy: each is the other way round on the other side.
             for outer in sorted({2, head // 2}):
                 yield Recode(rotary=(head, outer), axis=axis)
 
@@ -142,11 +155,11 @@ def _in_turns(several: Iterable[Iterator[_Pair]]) -> Iterator[_Pair]:
     waiting = list(several)
     while waiting:
         following: list[Iterator[_Pair]] = []
-        for each in waiting:
-            pair = next(each, None)
+        for pairs in waiting:
+            pair = next(pairs, None)
             if pair is not None:
                 yield pair
-                following.append(each)
+                following.append(pairs)
         waiting = following
 
 

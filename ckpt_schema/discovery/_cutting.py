@@ -65,16 +65,18 @@ _LeafReading = tuple[int, Recode | None, tuple[tuple[int, int], ...]]
 
 def changed(base: ReadingChanges, more: ReadingChanges) -> ReadingChanges:
     """A reading with other changes: a leaf is cut in one way, and holds its values in one."""
-    found = set(more)
+    changes = set(more)
     for change in base:
-        told: set[str] = set()
+        # What is said anew of some leaves stays as it was for the others of their group.
+        anew: set[str] = set()
         for other in more:
             if (other.what, other.side) == (change.what, change.side):
-                told |= set(other.names)
-        rest = tuple(name for name in change.names if name not in told)
+                anew |= set(other.names)
+        rest = tuple(name for name in change.names if name not in anew)
+        # A change of a size names no leaves, and stays.
         if rest or change.what == "halve":
-            found.add(dataclasses.replace(change, names=rest))
-    return frozenset(found)
+            changes.add(dataclasses.replace(change, names=rest))
+    return frozenset(changes)
 
 
 class Cutting:
@@ -99,6 +101,7 @@ class Cutting:
         self._models, self._seed, self._known = models, seed, known
         forms = _common_forms(models)
         settled = _settled_forms(models, known)
+        # Leaves of one shape have the same ways: a model of a hundred layers has a dozen shapes.
         self._ways: list[dict[object, list[list[LeafPiece]]]] = []
         for side, model in enumerate(models):
             ways: dict[object, list[list[LeafPiece]]] = {}
@@ -107,10 +110,11 @@ class Cutting:
                 if likeness not in ways:
                     stays = form_of(shape) in settled
                     whole = [[whole_piece("", shape)]]
-                    ways[likeness] = known.ways(
-                        side, name, whole if stays else cuts_into(shape, forms)
-                    )
+                    possible = whole if stays else cuts_into(shape, forms)
+                    ways[likeness] = known.ways(side, name, possible)
             self._ways.append(ways)
+        # Thousands of readings are tried, and each is new for a few leaves alone: what the others
+        # are cut into, and what they hold, is made once.
         self._cut: dict[tuple[int, str, _LeafReading], list[LeafPiece]] = {}
         self._held: dict[tuple[int, str, _LeafReading, AxisSizes | None], Array] = {}
         self._blocks: dict[AxisSizes, Array] = {}
@@ -130,10 +134,10 @@ class Cutting:
 
     def pieces(self, side: int, changes: ReadingChanges) -> list[LeafPiece]:
         """The pieces of one model under a reading."""
-        found: list[LeafPiece] = []
+        pieces: list[LeafPiece] = []
         for name, reading in self._leaf_readings(side, changes):
-            found += self._leaf_pieces(side, name, reading)
-        return found
+            pieces += self._leaf_pieces(side, name, reading)
+        return pieces
 
     def shared_leaves(
         self, side: int, changes: ReadingChanges, muted: AxisSizes | None = None
@@ -145,25 +149,29 @@ class Cutting:
             changes: The reading.
             muted: A form all of whose pieces are zero instead.
         """
-        found: dict[str, Array] = {}
+        leaves: dict[str, Array] = {}
         for name, reading in self._leaf_readings(side, changes):
-            found[name] = self._leaf_values(side, name, reading, muted)
-        return found
+            leaves[name] = self._leaf_values(side, name, reading, muted)
+        return leaves
 
     def alike(self, base: ReadingChanges, most: int) -> Iterator[ReadingChanges]:
         """Readings with as many pieces of each form: leaves of up to so many groups are cut otherwise."""
-        numbers: dict[tuple[int, str], int] = {}
+        # The number of the way that the base cuts each leaf in; what it does not name stays whole.
+        taken: dict[tuple[int, str], int] = {}
         for change in base:
-            numbers |= {(change.side, name): change.how for name in change.names}
+            for name in change.names:
+                taken[change.side, name] = change.how
         others: list[list[ReadingChange]] = []
         for side, names in self._groups(is_kind=False):
             ways = self.ways(side, names[0])
-            own = numbers.get((side, names[0]), 0)
+            current = taken.get((side, names[0]), 0)
             alike: list[ReadingChange] = []
             for number, way in enumerate(ways):
-                if number != own and _form_counts(way) == _form_counts(ways[own]):
+                if number != current and _form_counts(way) == _form_counts(ways[current]):
                     alike.append(ReadingChange("cut", side, names, number))
-            others += [alike] if alike else []
+            if alike:
+                others.append(alike)
+        # One group alone first, then any two, and so on.
         for count in range(1, most + 1):
             for several in itertools.combinations(others, count):
                 for changes in itertools.product(*several):
@@ -172,6 +180,7 @@ class Cutting:
     def _leaf_readings(
         self, side: int, changes: ReadingChanges
     ) -> Iterator[tuple[str, _LeafReading]]:
+        """What a reading says of each leaf of one model."""
         cut: dict[str, int] = {}
         recoded: dict[str, Recode] = {}
         halved: list[tuple[int, int]] = []
@@ -186,43 +195,45 @@ class Cutting:
                     recoded[name] = change.how
         parts = tuple(sorted(halved))
         for name in self._models[side].shapes:
+            # The user's rules speak of the view's values; a change that is tried goes over them.
             recode = recoded.get(name, self._known.recodes.get(name) if side else None)
             yield name, (cut.get(name, 0), recode, parts)
 
     def _leaf_pieces(self, side: int, name: str, reading: _LeafReading) -> list[LeafPiece]:
-        found = self._cut.get((side, name, reading))
-        if found is None:
+        pieces = self._cut.get((side, name, reading))
+        if pieces is None:
             number, recode, parts = reading
             ways = self.ways(side, name)
-            found = []
-            for piece in _halved(ways[min(number, len(ways) - 1)], dict(parts)):
-                own = dataclasses.replace(piece, leaf=name)
-                found.append(own if recode is None else _recoded(own, recode))
-            self._cut[side, name, reading] = found
-        return found
+            pieces = []
+            for nameless in _halved(ways[min(number, len(ways) - 1)], dict(parts)):
+                piece = dataclasses.replace(nameless, leaf=name)
+                pieces.append(piece if recode is None else _recoded(piece, recode))
+            self._cut[side, name, reading] = pieces
+        return pieces
 
     def _leaf_values(
         self, side: int, name: str, reading: _LeafReading, muted: AxisSizes | None
     ) -> Array:
         pieces = self._leaf_pieces(side, name, reading)
+        # A leaf that has no piece of the muted form holds what it does when none is muted.
         if all(piece.form != muted for piece in pieces):
             muted = None
         key = side, name, reading, muted
-        found = self._held.get(key)
-        if found is None:
-            found = np.ones(self._models[side].shapes[name])
+        leaf = self._held.get(key)
+        if leaf is None:
+            leaf = np.ones(self._models[side].shapes[name])
             for piece in pieces:
                 block = np.zeros(piece.form) if piece.form == muted else self._block(piece.form)
                 value = piece.scale * in_axis_order(block, piece) + piece.offset
-                found.reshape(-1)[piece.places] = value
-            self._held[key] = found
-        return found
+                leaf.reshape(-1)[piece.places] = value
+            self._held[key] = leaf
+        return leaf
 
     def _block(self, form: AxisSizes) -> Array:
-        found = self._blocks.get(form)
-        if found is None:
-            found = self._blocks[form] = shared_block(form, self._seed)
-        return found
+        block = self._blocks.get(form)
+        if block is None:
+            block = self._blocks[form] = shared_block(form, self._seed)
+        return block
 
     # --- Where to begin  ---
 
@@ -236,9 +247,9 @@ class Cutting:
         options: list[list[_Option]] = []
         for is_kind in (False, True):
             options = self._options(is_kind)
-            found = _even(options)
-            if found:
-                return found
+            bases = _even(options)
+            if bases:
+                return bases
         return [_least_unlike(options)]
 
     def _options(self, is_kind: bool) -> list[list[_Option]]:
@@ -247,12 +258,12 @@ class Cutting:
         Leaves of one size come after one another, for they are likely each other's: so little is left
         over on the way.
         """
-        found: list[tuple[int, list[_Option]]] = []
+        sized: list[tuple[int, list[_Option]]] = []
         for side, names in self._groups(is_kind=is_kind):
             size = math.prod(self._models[side].shapes[names[0]]) * len(names)
-            found.append((size, self._group_options(side, names)))
-        found.sort(key=lambda each: (each[0], len(each[1])))
-        return [options for _, options in found]
+            sized.append((size, self._group_options(side, names)))
+        sized.sort(key=lambda group: (group[0], len(group[1])))
+        return [options for _, options in sized]
 
     def _groups(self, *, is_kind: bool) -> Iterator[tuple[int, tuple[str, ...]]]:
         """The leaves of each side that are cut alike."""
@@ -261,21 +272,25 @@ class Cutting:
             for name in model.shapes:
                 kind = kind_of_leaf(name) if is_kind else ""
                 groups[self._likeness(side, name), kind].append(name)
-            yield from ((side, tuple(names)) for names in groups.values())
+            for names in groups.values():
+                yield side, tuple(names)
 
     def _group_options(self, side: int, names: tuple[str, ...]) -> list[_Option]:
+        # The view's pieces are counted below zero, so that what is even adds up to nothing.
         sign = 1 if side == 0 else -1
-        found: dict[object, _Option] = {}
+        by_forms: dict[object, _Option] = {}
         for number, way in enumerate(self.ways(side, names[0])):
             counts = _form_counts(way)
-            total = Counts({form: sign * n * len(names) for form, n in counts.items()})
+            total: Counts = Counts()
+            for form, count in counts.items():
+                total[form] = sign * count * len(names)
+            # The first way is what a reading that says nothing takes, and so it costs the least.
             change = ReadingChange("cut", side, names, number)
-            option = _Option(
-                total, len(way) - 1 + bool(number), frozenset({change} if number else ())
-            )
+            changes = frozenset({change} if number else ())
+            option = _Option(total, len(way) - 1 + bool(number), changes)
             # Ways into the same forms are tried by the search.
-            found.setdefault(frozenset(counts.items()), option)
-        return list(found.values())
+            by_forms.setdefault(frozenset(counts.items()), option)
+        return list(by_forms.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,28 +318,35 @@ def _even(options: Sequence[Sequence[_Option]]) -> list[ReadingChanges]:
     """The choices of one option each whose counts add up to nothing, the least cutting first.
 
     Groups are gone through one after the other; what is kept of each choice is what does not yet come
-    out even.
+    out even. After a source of two kernels (4, 6) that is {(4, 6): 2}; of all choices that leave the
+    same gap, the cheapest are kept.
     """
     later = _forms_later(options)
+    # No two entries have one number, so that chains, which have no order, are never compared.
     numbers = itertools.count()
     states: dict[_Gap, list[_Entry]] = {frozenset(): [(0, next(numbers), None)]}
-    for at, each in enumerate(options):
-        own = {form for option in each for form in option.counts}
-        closing = (own if at == 0 else own | later[at - 1]) - later[at]
+    for group, group_options in enumerate(options):
+        # Forms that no later group has come out even here or never.
+        closing = set(later[group - 1]) if group else set()
+        for option in group_options:
+            closing |= option.counts.keys()
+        closing -= later[group]
         following: dict[_Gap, list[_Entry]] = {}
         for gap, entries in states.items():
             before = dict(gap)
-            for option in each:
+            for option in group_options:
                 left = _gap_after(before, option, closing)
                 if left is None:
                     continue
                 kept = following.setdefault(left, [])
                 for cost, _, chain in entries:
                     total = cost + option.cost
+                    # Entries come in order of cost: those behind this one cost no less.
                     if len(kept) == _MOST_BASES and total >= kept[-1][0]:
                         break
                     bisect.insort(kept, (total, next(numbers), (option, chain)))
                     del kept[_MOST_BASES:]
+        # A gap of few forms is likelier to close.
         fewest = sorted(following.items(), key=lambda item: (len(item[0]), item[1][0][0]))
         states = dict(fewest[:_MOST_STATES])
     return [_chosen(chain) for _, _, chain in states.get(frozenset(), [])]
@@ -334,6 +356,7 @@ def _gap_after(
     before: Mapping[AxisSizes, int], option: _Option, closing: set[AxisSizes]
 ) -> _Gap | None:
     """What does not come out even with one option more; None where that is of a form that no later option has."""
+    # It runs some hundred thousand times, as `_even` tries each option beside each gap.
     total = dict(before)
     for form, count in option.counts.items():
         total[form] = total.get(form, 0) + count
@@ -344,60 +367,66 @@ def _gap_after(
 
 def _chosen(chain: _Chain) -> ReadingChanges:
     """The changes of all options of a choice."""
-    found: ReadingChanges = frozenset()
+    changes: ReadingChanges = frozenset()
     while chain is not None:
         option, chain = chain
-        found |= option.changes
-    return found
+        changes |= option.changes
+    return changes
 
 
 def _least_unlike(options: Sequence[Sequence[_Option]]) -> ReadingChanges:
     """The choice that leaves the forms least unlike; one option is bettered after the other."""
-    chosen = [each[0] for each in options]
+    chosen = [group_options[0] for group_options in options]
+    # Counters add and subtract what is below zero too, by `update` and `subtract` alone.
     gap: Counts = Counts()
     for option in chosen:
         gap.update(option.counts)
+    # Each round exchanges the one option that helps the most, until none does.
     while True:
         best: tuple[int, int, _Option, Counts] | None = None
-        for at, each in enumerate(options):
-            for option in each:
+        for group, group_options in enumerate(options):
+            for option in group_options:
                 moved = gap.copy()
-                moved.subtract(chosen[at].counts)
+                moved.subtract(chosen[group].counts)
                 moved.update(option.counts)
                 gain = _unlike(gap) - _unlike(moved)
                 if gain > (0 if best is None else best[0]):
-                    best = gain, at, option, moved
+                    best = gain, group, option, moved
         if best is None:
             break
-        _, at, option, gap = best
-        chosen[at] = option
-    found: ReadingChanges = frozenset()
+        _, group, option, gap = best
+        chosen[group] = option
+    changes: ReadingChanges = frozenset()
     for option in chosen:
-        found |= option.changes
-    return found
+        changes |= option.changes
+    return changes
 
 
 def _unlike(gap: Counts) -> int:
+    """How many pieces have no partner of their form."""
     return sum(map(abs, gap.values()))
 
 
 def _forms_later(options: Sequence[Sequence[_Option]]) -> list[set[AxisSizes]]:
     """For each place in the options, the forms that those behind it may still have."""
-    found: list[set[AxisSizes]] = []
+    later: list[set[AxisSizes]] = []
     forms: set[AxisSizes] = set()
-    for each in reversed(options):
-        found.append(set(forms))
-        for option in each:
+    for group_options in reversed(options):
+        later.append(set(forms))
+        for option in group_options:
             forms |= option.counts.keys()
-    return found[::-1]
+    return later[::-1]
 
 
 def _settled_forms(models: Models, known: KnownLeaves) -> set[AxisSizes]:
     """The forms that as many leaves of both models have: these are not cut, unless they are known to be."""
     counts: list[Counts] = []
     for side, model in enumerate(models):
-        own = [form_of(shape) for leaf, shape in model.shapes.items() if not known.mark(side, leaf)]
-        counts.append(collections.Counter(own))
+        forms: Counts = Counts()
+        for leaf, shape in model.shapes.items():
+            if not known.mark(side, leaf):
+                forms[form_of(shape)] += 1
+        counts.append(forms)
     return {form for form, count in counts[0].items() if counts[1][form] == count}
 
 
@@ -409,17 +438,20 @@ def _common_forms(models: Models) -> set[AxisSizes]:
     apart as well are not joined.
     """
     shapes = [set(model.shapes.values()) for model in models]
+    # What each model can have of itself, with joined axes and without.
     joined: list[set[AxisSizes]] = []
     apart: list[set[AxisSizes]] = []
-    for own in shapes:
-        forms = [form_of(shape) for shape in own]
+    for shapes_of_side in shapes:
+        forms = [form_of(shape) for shape in shapes_of_side]
         joined.append(set().union(*map(joined_forms, forms)))
         apart.append(set().union(*map(unstacked_forms, forms)))
+    # And what is part of a leaf here where it is a leaf there: a fused query, key and value.
     made = [set(forms) for forms in joined]
-    for side, own in enumerate(shapes):
-        for shape in own:
+    for side, shapes_of_side in enumerate(shapes):
+        for shape in shapes_of_side:
             apart[side] |= _forms_of(cuts_into(shape, joined[1 - side], joins=False))
             made[side] |= _forms_of(cuts_into(shape, joined[1 - side]))
+    # One of the two has it without joining: what both only have joined, both have apart.
     return (apart[0] & made[1]) | (made[0] & apart[1])
 
 
@@ -433,50 +465,59 @@ def _forms_of(ways: Sequence[Sequence[LeafPiece]]) -> set[AxisSizes]:
 
 def _halved(way: Sequence[LeafPiece], parts: Mapping[int, int]) -> list[LeafPiece]:
     """Pieces whose axes of given sizes are cut in as many parts, as gates are that both sides fuse otherwise."""
-    found = list(way)
+    pieces = list(way)
     for size, count in parts.items():
-        for axis in range(max((len(piece.shape) for piece in found), default=0)):
+        most_axes = max((len(piece.shape) for piece in pieces), default=0)
+        for axis in range(most_axes):
             cut: list[LeafPiece] = []
-            for piece in found:
+            for piece in pieces:
                 fits = axis < len(piece.shape) and piece.shape[axis] == size
                 cut += _in_runs(piece, axis, count) if fits else [piece]
-            found = cut
-    return found
+            pieces = cut
+    return pieces
 
 
-def _in_runs(piece: LeafPiece, at: int, count: int) -> list[LeafPiece]:
+def _in_runs(piece: LeafPiece, axis: int, count: int) -> list[LeafPiece]:
     """A piece in equal runs of one axis, where that axis is one factor."""
-    if len(piece.axes[at]) > 1:
+    if len(piece.axes[axis]) > 1:
         return [piece]
-    [number] = piece.axes[at]
-    start, stop = piece.spans[number]
+    [factor] = piece.axes[axis]
+    start, stop = piece.spans[factor]
     step = (stop - start) // count
-    firsts = range(start, stop, step)
-    return [narrowed_factor(piece, number, (first, first + step)) for first in firsts]
+    runs: list[LeafPiece] = []
+    for first in range(start, stop, step):
+        runs.append(narrowed_factor(piece, factor, (first, first + step)))
+    return runs
 
 
 def _recoded(piece: LeafPiece, recode: Recode) -> LeafPiece:
     """The piece of a leaf that holds other values."""
-    own = dataclasses.replace(piece, scale=recode.scale, offset=recode.offset)
+    recoded = dataclasses.replace(piece, scale=recode.scale, offset=recode.offset)
     head, outer = recode.rotary
     if not head:
-        return own
-    # The axis is heads times outer times inner here, and heads times inner times outer there.
-    number = own.first_factor(recode.axis)
-    sizes = own.factors[recode.axis]
-    is_axis = any(number in axis for axis in own.axes)
-    if len(sizes) != 1 or sizes[0] % head or not is_axis or own.spans[number] != (0, sizes[0]):
-        return own
-    return _swapped(divided_factor(own, number, (sizes[0] // head, outer, head // outer)), number)
+        return recoded
+    # The axis is heads times outer times inner here, and heads times inner times outer there:
+    # x1 x2 x3 y1 y2 y3 beside x1 y1 x2 y2 x3 y3.
+    factor = recoded.first_factor(recode.axis)
+    sizes = recoded.factors[recode.axis]
+    is_axis = any(factor in factors for factors in recoded.axes)
+    # What is cut on that axis already has no whole heads to order.
+    if len(sizes) != 1 or sizes[0] % head or not is_axis:
+        return recoded
+    if recoded.spans[factor] != (0, sizes[0]):
+        return recoded
+    return _swapped(
+        divided_factor(recoded, factor, (sizes[0] // head, outer, head // outer)), factor
+    )
 
 
-def _swapped(piece: LeafPiece, number: int) -> LeafPiece:
+def _swapped(piece: LeafPiece, first: int) -> LeafPiece:
     """The piece of which one factor has become three, with all of them in its axis, the last two in the other order."""
-    order = (number, number + 2, number + 1)
+    order = (first, first + 2, first + 1)
     axes: list[tuple[int, ...]] = []
-    for own in piece.axes:
+    for factors in piece.axes:
         numbers: list[int] = []
-        for each in own:
-            numbers += order if each == number else (each,)
+        for factor in factors:
+            numbers += order if factor == first else (factor,)
         axes.append(tuple(numbers))
     return dataclasses.replace(piece, axes=tuple(axes))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_schema.discovery._cuts import AxisSizes
+from ckpt_schema.discovery._cuts import AxisSizes, LeafPiece
 from ckpt_schema.discovery._cutting import Cutting, ReadingChange, ReadingChanges
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._points import gradients_at, relative_gap
@@ -23,6 +23,7 @@ __all__ = ["Mute", "Suspicion"]
 
 Models = tuple[RunnableModel, RunnableModel]
 Array = np.ndarray[Any, Any]
+_LeafForms = dict[str, collections.Counter[AxisSizes]]
 
 _NOTHING = 1e-9
 """Outputs that are smaller than this, beside what they are otherwise, say nothing."""
@@ -65,24 +66,30 @@ class Suspicion:
         """
         self._models, self._cutting, self._base, self._agrees = models, cutting, base, agrees
         self._pieces = cutting.both_pieces(base)
-        counts = [collections.Counter(piece.form for piece in own) for own in self._pieces]
-        whole = [models[side].run(cutting.shared_leaves(side, base)) for side in (0, 1)]
-        self._forms: list[dict[str, collections.Counter[AxisSizes]]] = [{}, {}]
+        counts = _form_counts(self._pieces[0]), _form_counts(self._pieces[1])
+        # How many pieces of each form each leaf has, for each side.
+        self._forms: tuple[_LeafForms, _LeafForms] = {}, {}
         for pieces, forms in zip(self._pieces, self._forms, strict=True):
             for piece in pieces:
                 forms.setdefault(piece.leaf, collections.Counter())[piece.form] += 1
         self._is_even = counts[0] == counts[1]
-        self._size = max(float(np.linalg.norm(each)) for each in whole)
+        # How large outputs are when nothing is muted, to tell whether any are left.
+        self._size = 0.0
+        for side, model in enumerate(models):
+            outputs = model.run(cutting.shared_leaves(side, base))
+            self._size = max(self._size, float(np.linalg.norm(outputs)))
         self.mutes: list[Mute] = []
         for form, count in counts[0].items():
-            if counts[1][form] == count:
-                mute = self._muted(form)
-                self.mutes += [] if mute is None else [mute]
+            # Where one side has more of a form, muting it takes more away there.
+            mute = self._muted(form) if counts[1][form] == count else None
+            if mute is not None:
+                self.mutes.append(mute)
 
     def _muted(self, form: AxisSizes) -> Mute | None:
+        """Both models with one form muted; None where nothing is left to be heard."""
         outputs: list[Array] = []
         silent: list[frozenset[str]] = []
-        own: list[frozenset[str]] = []
+        muted: list[frozenset[str]] = []
         for side, model in enumerate(self._models):
             pieces = self._pieces[side]
             leaves = self._cutting.shared_leaves(side, self._base, form)
@@ -90,17 +97,21 @@ class Suspicion:
             if not np.isfinite(made).all() or np.linalg.norm(made) < _NOTHING * self._size:
                 return None
             gradients = gradients_at(model, pieces, leaves, made, 0)
-            largest = max(float(np.linalg.norm(each)) for each in gradients)
-            heard = {
-                piece.leaf
-                for piece, gradient in zip(pieces, gradients, strict=True)
-                if piece.form != form and np.linalg.norm(gradient) > _NOTHING * largest
-            }
+            sizes = [float(np.linalg.norm(gradient)) for gradient in gradients]
+            floor = _NOTHING * max(sizes)
+            # A muted piece has a gradient all the same, but it holds zero however it is scaled.
+            heard: set[str] = set()
+            muted_here: set[str] = set()
+            for piece, size in zip(pieces, sizes, strict=True):
+                if piece.form == form:
+                    muted_here.add(piece.leaf)
+                elif size > floor:
+                    heard.add(piece.leaf)
             outputs.append(made)
             silent.append(frozenset(model.shapes) - heard)
-            own.append(frozenset(piece.leaf for piece in pieces if piece.form == form))
+            muted.append(frozenset(muted_here))
         agrees = relative_gap(*outputs) < self._agrees
-        return Mute(form, agrees, (silent[0], silent[1]), (own[0], own[1]))
+        return Mute(form, agrees, (silent[0], silent[1]), (muted[0], muted[1]))
 
     def allows(self, changes: Iterable[ReadingChange]) -> bool:
         """Whether these changes alone may be what is missing."""
@@ -115,6 +126,7 @@ class Suspicion:
             return True
         if not self._keeps_forms(change):
             return False
+        # Others that are missing may be heard where outputs differ, so that this says nothing there.
         names = set(change.names)
         return all(names <= mute.silent[change.side] for mute in self.mutes if mute.agrees)
 
@@ -122,17 +134,24 @@ class Suspicion:
         """Whether both models still have as many pieces of each form, where they have now."""
         if not self._is_even or change.what != "cut":
             return True
-        ways = self._cutting.ways(change.side, change.names[0])
-        after = collections.Counter(piece.form for piece in ways[min(change.how, len(ways) - 1)])
+        after = _form_counts(self._way(change, change.names[0]))
         return all(self._forms[change.side][name] == after for name in change.names)
 
+    def _way(self, change: ReadingChange, name: str) -> Sequence[LeafPiece]:
+        """The pieces that a change cuts a leaf into."""
+        ways = self._cutting.ways(change.side, name)
+        return ways[min(change.how, len(ways) - 1)]
+
     def _fits(self, mute: Mute, changes: Sequence[ReadingChange]) -> bool:
-        is_silent = all(
-            change.what == "halve" or set(change.names) <= mute.silent[change.side]
-            for change in changes
-        )
+        """Whether what a muted form shows may be so where these changes are missing, and no others."""
+        is_silent = True
+        for change in changes:
+            if change.what != "halve" and not set(change.names) <= mute.silent[change.side]:
+                is_silent = False
+        # Equal outputs: a change that is heard would make them unlike, so it cannot be missing.
         if mute.agrees:
             return is_silent
+        # Other outputs: one of the changes has to be heard, or nothing would explain them.
         return not is_silent or any(self._is_heard(mute, change) for change in changes)
 
     def _is_heard(self, mute: Mute, change: ReadingChange) -> bool:
@@ -141,10 +160,15 @@ class Suspicion:
             return True
         if change.what == "recode":
             return bool(change.how.offset) and bool(set(change.names) & mute.own[change.side])
+        # Cut otherwise, a silent leaf is no longer all zero, or it is zero in another part.
         for name in change.names:
-            ways = self._cutting.ways(change.side, name)
-            after = {piece.form for piece in ways[min(change.how, len(ways) - 1)]}
-            before = {piece.form for piece in self._pieces[change.side] if piece.leaf == name}
+            after = set(_form_counts(self._way(change, name)))
+            before = set(self._forms[change.side].get(name, ()))
             if mute.form in after | before and not after == before == {mute.form}:
                 return True
         return False
+
+
+def _form_counts(pieces: Sequence[LeafPiece]) -> collections.Counter[AxisSizes]:
+    """How many pieces there are of each form."""
+    return collections.Counter(piece.form for piece in pieces)

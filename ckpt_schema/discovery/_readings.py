@@ -91,14 +91,16 @@ class Search:
 
     def readings(self) -> Iterator[list[Reading]]:
         """The readings that agree, in turns: those of the fewest changes first; at last the best of all."""
+        # Most pairs of models agree here, where cutting is all that tells them apart. It is a
+        # generator, so that the caller matches what it gets before more is searched.
         bases: list[Reading] = []
         for number, base in enumerate(self.cutting.bases):
-            bases.append(self._reading(base))
-            found = bases[-1]
-            if found.noise >= self.agrees and number < _VARIED:
-                found = self._variant(base) or found
-            if found.noise < self.agrees:
-                yield [found]
+            reading = self._reading(base)
+            bases.append(reading)
+            if reading.noise >= self.agrees and number < _VARIED:
+                reading = self._variant(base) or reading
+            if reading.noise < self.agrees:
+                yield [reading]
         yield from self._changed(bases[:_BASES])
         yield self._as_good_as_the_best()
 
@@ -116,6 +118,8 @@ class Search:
 
     def _changed(self, bases: list[Reading]) -> Iterator[list[Reading]]:
         """Changes of each base: one; two that are alike; any that muting tells apart; any two."""
+        # What is tried gets wider and dearer from step to step, and a step that brings the models
+        # to agree is the last.
         candidates = Candidates(self._models, self.cutting, self._seed)
         suspicions = [self._suspicion(base.changes) for base in bases]
         both = list(zip(bases, suspicions, strict=True))
@@ -129,22 +133,24 @@ class Search:
             self._peel(base, suspicion, candidates, _DEEPEST)
         yield from self._agreeing()
 
+        # How near a change alone has come; one that muting spoke against was not tried.
         def alone(change: ReadingChange) -> float:
-            found = self._read_so_far.get(changed(bases[0].changes, frozenset({change})))
-            return math.inf if found is None else found.noise
+            reading = self._read_so_far.get(changed(bases[0].changes, frozenset({change})))
+            return math.inf if reading is None else reading.noise
 
         for base, suspicion in both[:2]:
             self._try(base, candidates.unlike_pairs(suspicion, alone), _MOST_PAIRS)
         yield from self._agreeing()
-        every = (frozenset({change}) for change in candidates.single)
-        self._try(bases[0], every, _MOST_UNSUSPECTED)
+        # At last those too that muting speaks against.
+        singles = (frozenset({change}) for change in candidates.single)
+        self._try(bases[0], singles, _MOST_UNSUSPECTED)
         yield from self._agreeing()
 
     def _suspicion(self, changes: ReadingChanges) -> Suspicion:
         return Suspicion(self._models, self.cutting, changes, self.agrees)
 
     def _agreeing(self) -> Iterator[list[Reading]]:
-        if min(each.noise for each in self._read_so_far.values()) < self.agrees:
+        if min(reading.noise for reading in self._read_so_far.values()) < self.agrees:
             yield self._as_good_as_the_best()
 
     def _as_good_as_the_best(self) -> list[Reading]:
@@ -154,26 +160,26 @@ class Search:
         another epsilon, then among thousands of factors some come nearer by chance, and what is nearly
         equal without them is as good.
         """
-        every = sorted(self._read_so_far.values(), key=lambda each: each.noise)
-        best = every[0].noise
-        is_rounding = best < (
-            _ROUNDED if all(model.wide for model in self._models) else self.agrees
-        )
-        bound = max(_EXACT, 30 * best) if is_rounding else NEARLY
-        alike = [each for each in every if each.noise <= bound]
-        return sorted(alike, key=lambda each: (len(each.changes), each.noise)) or every[:4]
+        ordered = sorted(self._read_so_far.values(), key=lambda reading: reading.noise)
+        best = ordered[0].noise
+        rounding = _ROUNDED if all(model.wide for model in self._models) else self.agrees
+        bound = max(_EXACT, 30 * best) if best < rounding else NEARLY
+        alike = [reading for reading in ordered if reading.noise <= bound]
+        fewest = sorted(alike, key=lambda reading: (len(reading.changes), reading.noise))
+        return fewest or ordered[:4]
 
-    def _try(self, base: Reading, every: Iterable[ReadingChanges], most: int) -> None:
-        for more in itertools.islice(every, most):
+    def _try(self, base: Reading, candidates: Iterable[ReadingChanges], most: int) -> None:
+        """Runs both models under up to so many changes of a base; `_read_so_far` keeps how they differ."""
+        for more in itertools.islice(candidates, most):
             if self.tried >= self._budget:
                 return
             self._reading(changed(base.changes, more))
 
     def _reading(self, changes: ReadingChanges) -> Reading:
-        found = self._read_so_far.get(changes)
-        if found is None:
-            found = self._read_so_far[changes] = Reading(changes, self._differ(changes))
-        return found
+        reading = self._read_so_far.get(changes)
+        if reading is None:
+            reading = self._read_so_far[changes] = Reading(changes, self._differ(changes))
+        return reading
 
     def _differ(self, changes: ReadingChanges, muted: AxisSizes | None = None) -> float:
         self.tried += 1
@@ -182,12 +188,13 @@ class Search:
     def _output(
         self, side: int, changes: ReadingChanges, muted: AxisSizes | None
     ) -> np.ndarray[Any, Any]:
-        own = frozenset(each for each in changes if each.side in (side, -1))
-        found = self._outputs.get((side, own, muted))
-        if found is None:
-            leaves = self.cutting.shared_leaves(side, own, muted)
-            found = self._outputs[side, own, muted] = self._models[side].run(leaves)
-        return found
+        # A change of one side leaves the other's outputs as they are: most readings take one run.
+        of_side = frozenset(change for change in changes if change.side in (side, -1))
+        outputs = self._outputs.get((side, of_side, muted))
+        if outputs is None:
+            leaves = self.cutting.shared_leaves(side, of_side, muted)
+            outputs = self._outputs[side, of_side, muted] = self._models[side].run(leaves)
+        return outputs
 
     def _peel(
         self, base: Reading, suspicion: Suspicion, candidates: Candidates, deepest: int
@@ -199,12 +206,15 @@ class Search:
             for change in candidates.single:
                 if self.tried >= self._budget:
                     return
+                # What is silent while the form is muted cannot be what is heard then.
                 is_silent = set(change.names) <= mute.silent[change.side]
                 if is_silent or not suspicion.may_be_one(change):
                     continue
                 changes = changed(base.changes, frozenset({change}))
                 if changes == base.changes or self._differ(changes, mute.form) >= self.agrees:
                     continue
+                # With this change the muted models agree. Unmuted they may still differ, in what was
+                # silent: that is looked for with the change taken.
                 reading = self._reading(changes)
                 if reading.noise < self.agrees or deepest == 1:
                     continue

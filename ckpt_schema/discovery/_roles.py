@@ -60,6 +60,7 @@ class LeafRoles:
         for number, (name, shape) in enumerate(model.shapes.items()):
             self._values[name] = own_block(shape, seed, number)
         self._floor = 1e-9 if model.wide else 1e-5
+        # For each leaf, those that it puts to sleep: a query silences its key.
         self._silenced: dict[str, list[str]] = {}
         if len(model.shapes) <= _MOST_LEAVES:
             self._silenced = {name: self._asleep_at(0.0, name) for name in model.shapes}
@@ -81,40 +82,41 @@ class LeafRoles:
 
     def _groups(self) -> list[tuple[str, ...]]:
         shapes = self._model.shapes
-        marks: list[Mapping[str, object]] = [
-            self._marks(),
-            {name: (kind_of_leaf(name), shape) for name, shape in shapes.items()},
-            shapes,
-        ]
-        found: dict[tuple[str, ...], None] = {}
-        for number, mark in enumerate(marks):
-            groups: dict[object, list[str]] = collections.defaultdict(list)
+        kinds = {name: (kind_of_leaf(name), shape) for name, shape in shapes.items()}
+        by_role = self._marks()
+        # A dict in place of a set: the order is that in which they are tried.
+        groups: dict[tuple[str, ...], None] = {}
+        for marks in (by_role, kinds, shapes):
+            alike: dict[object, list[str]] = collections.defaultdict(list)
             for name in shapes:
-                groups[mark[name]].append(name)
+                alike[marks[name]].append(name)
             # A leaf that is alone by its role is one group; by its name it may be alone for want of any.
-            several = [tuple(names) for names in groups.values() if number == 0 or len(names) > 1]
-            found |= dict.fromkeys(several)
-        return list(found | {(name,): None for name in shapes})
+            for names in alike.values():
+                if marks is by_role or len(names) > 1:
+                    groups[tuple(names)] = None
+        for name in shapes:
+            groups[(name,)] = None
+        return list(groups)
 
     def _marks(self) -> Mapping[str, object]:
         """What tells the role of each leaf."""
         shapes = self._model.shapes
+        # Too many leaves to run each: the shape is all that is known.
         if not self._silenced:
             return shapes
+        # By shapes, not by names: so the leaves of one layer and those of the next come out alike.
+        silenced: dict[str, set[Shape]] = {name: set() for name in shapes}
         silencers: dict[str, set[Shape]] = {name: set() for name in shapes}
         for name, asleep in self._silenced.items():
             for other in asleep:
+                silenced[name].add(shapes[other])
                 silencers[other].add(shapes[name])
         partners = self._partners()
-        return {
-            name: (
-                shape,
-                frozenset(shapes[other] for other in self._silenced[name]),
-                frozenset(silencers[name]),
-                frozenset(partners[name]),
-            )
-            for name, shape in shapes.items()
-        }
+        marks: dict[str, object] = {}
+        for name, shape in shapes.items():
+            several = silenced[name], silencers[name], partners[name]
+            marks[name] = (shape, *map(frozenset, several))
+        return marks
 
     def _asleep_at(self, value: float, name: str) -> list[str]:
         """The leaves that have no gradient where all numbers of one leaf are this."""
@@ -123,32 +125,37 @@ class LeafRoles:
         if not np.isfinite(outputs).all():
             return []
         gradients = self._model.pullback(values, self._cotangent(outputs, 0))
-        sizes = {other: float(np.linalg.norm(each)) for other, each in gradients.items()}
+        sizes: dict[str, float] = {}
+        for other, gradient in gradients.items():
+            sizes[other] = float(np.linalg.norm(gradient))
+        # Rounding leaves a little of a gradient that is zero.
         largest = max(sizes.values(), default=0.0)
-        return [
-            other
-            for other, size in sizes.items()
-            if other != name and size <= self._floor * largest
-        ]
+        asleep: list[str] = []
+        for other, size in sizes.items():
+            if other != name and size <= self._floor * largest:
+                asleep.append(other)
+        return asleep
 
     def _partners(self) -> dict[str, set[Shape]]:
         """For each leaf, the shapes of those that may take a factor over from it: see `_gauges`."""
         shapes = self._model.shapes
         outputs = self._model.run(self._values)
+        # If q times t and k by t leave the outputs as they are, the sums of gradient times value of
+        # q and of k are equal, for each cotangent.
         sums: dict[str, list[float]] = {name: [] for name in shapes}
         for number in range(_COTANGENTS):
             gradients = self._model.pullback(self._values, self._cotangent(outputs, number))
-            for name, own in sums.items():
-                own.append(float(np.vdot(gradients[name], self._values[name])))
-        found: dict[str, set[Shape]] = {name: set() for name in shapes}
-        rows = {name: np.array(own) for name, own in sums.items()}
+            for name, sums_of_leaf in sums.items():
+                sums_of_leaf.append(float(np.vdot(gradients[name], self._values[name])))
+        partners: dict[str, set[Shape]] = {name: set() for name in shapes}
+        rows = {name: np.array(sums_of_leaf) for name, sums_of_leaf in sums.items()}
         tolerance = _EQUAL if self._model.wide else 1e-3
         for name, row in rows.items():
-            for other, its in rows.items():
-                size = max(float(np.linalg.norm(row)), 1e-300)
-                if other != name and np.linalg.norm(row - its) <= tolerance * size:
-                    found[name].add(shapes[other])
-        return found
+            size = max(float(np.linalg.norm(row)), 1e-300)
+            for other, other_row in rows.items():
+                if other != name and np.linalg.norm(row - other_row) <= tolerance * size:
+                    partners[name].add(shapes[other])
+        return partners
 
     def _cotangent(self, outputs: Array, number: int) -> Array:
         return np.random.default_rng([self._seed, 17, number]).normal(size=outputs.shape)
