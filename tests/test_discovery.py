@@ -18,6 +18,7 @@ from support.profiles import sampled
 
 import ckpt_schema as cs
 from ckpt_schema.discovery import DiscoveryError, discover
+from ckpt_schema.discovery._beforehand import KnownLeaves
 from ckpt_schema.discovery._cuts import cuts_into
 from ckpt_schema.discovery._models import JaxModel
 from ckpt_schema.testing import assert_discovered
@@ -53,6 +54,14 @@ def test_each_way_to_cut_a_leaf_has_every_number_once(shape: tuple[int, ...]) ->
     for way in ways:
         places = np.concatenate([piece.places.ravel() for piece in way])
         assert sorted(places) == [*range(math.prod(shape))]
+
+
+def test_layers_on_a_known_axis_have_every_number_once() -> None:
+    """Also where the leaf can be cut, on another axis alone: 20 layers are more than are looked for."""
+    ways = cuts_into((20, 4, 6), {(6, 20)})
+    [layers] = KnownLeaves(stacks=({"w": (0,)}, {})).ways(0, "w", ways)
+    assert [piece.shape for piece in layers] == [(4, 6)] * 20
+    assert sorted(np.concatenate([piece.places.ravel() for piece in layers])) == [*range(480)]
 
 
 def test_axes_may_be_joined_whatever_stands_between_them() -> None:

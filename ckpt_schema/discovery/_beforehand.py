@@ -13,7 +13,7 @@ from ckpt_schema._lens.adapt.stacks import Scan, axes_of_sides
 from ckpt_schema._lens.read_sides import ReadSide
 from ckpt_schema._lens.rules import Fuse, Rename, Rule, verify_rules
 from ckpt_schema._lens.value_rules import Factor, Offset
-from ckpt_schema.discovery._cuts import LeafPiece, Recode, narrowed_factor
+from ckpt_schema.discovery._cuts import LeafPiece, Recode, narrowed_factor, whole_piece
 from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels
 from ckpt_schema.discovery._models import DiscoveryError, RunnableModel
 from ckpt_schema.errors import Mismatch
@@ -68,7 +68,7 @@ class KnownLeaves:
         stacks, parts = self.stacks[side].get(leaf, ()), self.parts[side].get(leaf)
         if stacks:
             apart = [way for way in ways if all(_is_layer(piece, stacks) for piece in way)]
-            ways = apart or [_layers(ways[0][0], stacks)]
+            ways = apart or [_layers(whole_piece("", ways[0][0].leaf_shape), stacks)]
         if parts is None:
             return ways
         shape = ways[0][0].leaf_shape
