@@ -67,18 +67,19 @@ class KnownLeaves:
         """
         stacks, parts = self.stacks[side].get(leaf, ()), self.parts[side].get(leaf)
         if stacks:
-            apart = [way for way in ways if all(_is_layer(piece, stacks) for piece in way)]
+            # Layers on the axis that is given: where no way has them, the leaf in layers is the one.
+            apart = [way for way in ways if _is_in_layers(way, stacks)]
             ways = apart or [_layers(whole_piece("", ways[0][0].leaf_shape), stacks)]
         if parts is None:
             return ways
+        # A fuse of three on a stack of two layers is six pieces.
         shape = ways[0][0].leaf_shape
         count = parts * math.prod(shape[axis] for axis in stacks)
         fitting = [way for way in ways if len(way) == count]
         if not fitting:
             hint = "give lists= and scan= if layers are stacked; see the sizes of the parts"
-            found = (
-                f"{' '.join(map(str, shape))}, which is not cut into the shapes of the other side"
-            )
+            sizes = " ".join(map(str, shape))
+            found = f"{sizes}, which is not cut into the shapes of the other side"
             fault = Mismatch(leaf, "rule", f"{parts} parts", found, hint)
             raise DiscoveryError("rules= does not fit the models", [fault])
         return fitting
@@ -105,8 +106,10 @@ def known_leaves(
         DerivationError: A list or a stack is on neither side.
     """
     verify_rules(rules)
+    # Mostly nothing is known; then no layout is read, which takes long for many leaves.
     if not (rules or scan or lists):
         return KnownLeaves()
+    # Read as `adapt` reads two trees, so that its words mean the same here.
     sides = (
         ReadSide.of(models[0].tree, names[0], getattr(models[0], "joined", None)),
         ReadSide.of(models[1].tree, names[1], getattr(models[1], "joined", None)),
@@ -135,12 +138,15 @@ def known_leaves(
 
 def _stacks(side: Addresses) -> dict[str, tuple[int, ...]]:
     """The axes that each leaf is stacked on."""
-    found: dict[str, tuple[int, ...]] = {}
+    stacks: dict[str, tuple[int, ...]] = {}
     for leaf, (row, _) in side.slots.items():
-        axes = tuple(axis for axis, (kind, _) in enumerate(row.axes) if kind == "level")
+        axes: list[int] = []
+        for axis, (kind, _) in enumerate(row.axes):
+            if kind == "level":
+                axes.append(axis)
         if axes:
-            found[leaf] = axes
-    return found
+            stacks[leaf] = tuple(axes)
+    return stacks
 
 
 def _frozen(allowed: Mapping[str, set[str]]) -> Allowed:
@@ -172,13 +178,16 @@ class _RuleReader:
             self._fuse(rule)
 
     def _recode(self, rule: Rule, path: LogicalPath, **change: float | str) -> None:
+        # scale("q", "head**0.5") is for all sizes. Here the models are run, at the sizes they have.
         if any(isinstance(value, str) for value in change.values()):
             hint = "these models have sizes: give the number that it is for them"
             self.faults.append(Mismatch(str(rule), "rule", "a number", "an expression", hint))
             return
+        # Such rules name the view's path.
         leaves = self._leaves(1, path)
         self._expect(rule, path, 1, leaves)
         for leaf in leaves:
+            # A leaf may be scaled and shifted, by two rules.
             before = self.recodes.get(leaf, Recode())
             self.recodes[leaf] = dataclasses.replace(before, **change)
 
@@ -186,21 +195,25 @@ class _RuleReader:
         here, there = self._leaves(0, source), self._leaves(1, view)
         self._expect(rule, source, 0, here)
         self._expect(rule, view, 1, there)
+        # A rename of a node: its leaves go by the names that they have below it.
         for leaf, rest in here.items():
-            for other, its in there.items():
-                if rest == its:
+            for other, other_rest in there.items():
+                if rest == other_rest:
                     self._allow(leaf, other)
 
     def _fuse(self, rule: Fuse) -> None:
+        # Either side may have the whole; a whole that neither has is expected of the view.
         side = 0 if self._leaves(0, rule.whole) else 1
         wholes = self._leaves(side, rule.whole)
         self._expect(rule, rule.whole, side, wholes)
         for path in rule.parts:
             parts = self._leaves(1 - side, path)
             self._expect(rule, path, 1 - side, parts)
+            # Of layers in a list there are as many wholes: which is whose part, running tells.
             for whole in wholes:
                 for part in parts:
-                    self._allow(*((whole, part) if side == 0 else (part, whole)))
+                    source, view = (whole, part) if side == 0 else (part, whole)
+                    self._allow(source, view)
         for whole in wholes:
             self.parts[side][whole] = len(rule.parts)
 
@@ -210,13 +223,15 @@ class _RuleReader:
 
     def _leaves(self, side: int, path: LogicalPath) -> dict[str, LogicalPath]:
         """The leaves that a path names, or that are below it, and what of their path is below it."""
-        found: dict[str, LogicalPath] = {}
+        rests: dict[str, LogicalPath] = {}
         for leaf, (row, _) in self._sides[side].slots.items():
-            for own in (row.model_path, row.path):
-                ends = [end for end in range(1, len(own) + 1) if glob_means(path, own[:end])]
-                if ends:
-                    found[leaf] = own[ends[0] :]
-        return found
+            # Rules may say a path in the model, or in the whole tree, as of optimizer states.
+            for leaf_path in (row.model_path, row.path):
+                for end in range(1, len(leaf_path) + 1):
+                    if glob_means(path, leaf_path[:end]):
+                        rests[leaf] = leaf_path[end:]
+                        break
+        return rests
 
     def _expect(
         self, rule: Rule, path: LogicalPath, side: int, leaves: Mapping[str, object]
@@ -229,19 +244,24 @@ class _RuleReader:
             self.faults.append(Mismatch(str(rule), "rule", expected, found, hint))
 
 
-def _is_layer(piece: LeafPiece, stacks: Sequence[int]) -> bool:
-    """Whether a piece has one index of each of these axes."""
-    spans = [piece.spans[piece.first_factor(axis)] for axis in stacks]
-    return all(stop == start + 1 for start, stop in spans)
+def _is_in_layers(way: Sequence[LeafPiece], stacks: Sequence[int]) -> bool:
+    """Whether each piece of a way has one index of each of these axes."""
+    for piece in way:
+        for axis in stacks:
+            start, stop = piece.spans[piece.first_factor(axis)]
+            if stop != start + 1:
+                return False
+    return True
 
 
 def _layers(whole: LeafPiece, stacks: Sequence[int]) -> list[LeafPiece]:
     """A leaf in pieces of one index of each of these axes."""
-    found = [whole]
+    pieces = [whole]
     for axis in stacks:
         layers: list[LeafPiece] = []
-        for piece in found:
+        for piece in pieces:
+            # Each axis of a whole leaf is one factor, which has the number of the axis.
             for index in range(whole.leaf_shape[axis]):
                 layers.append(narrowed_factor(piece, axis, (index, index + 1)))
-        found = layers
-    return found
+        pieces = layers
+    return pieces
