@@ -228,6 +228,7 @@ ORDER = """
     _json.rules_json
     _json.json_text
     orbax._transfers
+    orbax._collector
     orbax._contexts
     orbax._agreement
     orbax._places

@@ -21,6 +21,7 @@ from ckpt_schema._messages.text import counted
 from ckpt_schema._safetensors.weights import is_of_weights
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
 from ckpt_schema.orbax._adapt import Words, spare_words
+from ckpt_schema.orbax._collector import old_objects_aside
 from ckpt_schema.orbax._folders import is_checkpoint, refusal, steps_of
 from ckpt_schema.orbax._places import Site, absolute, is_remote, verify_free, verify_writable
 from ckpt_schema.orbax._rewriting import Conversion, Rewriting
@@ -33,6 +34,7 @@ __all__ = ["convert"]
 _LOGGER = logging.getLogger("ckpt_schema")
 
 
+@old_objects_aside()
 def convert(
     src: epath.PathLike,
     dst: epath.PathLike,

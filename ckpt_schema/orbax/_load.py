@@ -18,12 +18,14 @@ from ckpt_schema._trees.containers import flatten
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
 from ckpt_schema.orbax import _metadata as metadata
 from ckpt_schema.orbax._agreement import agree, raised_by_all
+from ckpt_schema.orbax._collector import old_objects_aside
 from ckpt_schema.orbax._metadata import SKIP
 from ckpt_schema.orbax._sides import verify_names
 
 __all__ = ["load", "number_for", "on_host", "ordered"]
 
 
+@old_objects_aside()
 def load(
     path: epath.PathLike,
     *,

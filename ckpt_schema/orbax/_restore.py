@@ -35,6 +35,7 @@ from ckpt_schema.errors import (
 from ckpt_schema.orbax import _metadata as metadata
 from ckpt_schema.orbax._adapt import Words, adapted, adapted_item, spare_words
 from ckpt_schema.orbax._agreement import agree, raised_by_all, said_by_all
+from ckpt_schema.orbax._collector import old_objects_aside
 from ckpt_schema.orbax._load import number_for
 from ckpt_schema.orbax._loaded_leaves import verified
 from ckpt_schema.orbax._metadata import SKIP, DiskTree
@@ -91,6 +92,7 @@ class RestoreTimes:
     lens: float
 
 
+@old_objects_aside()
 def restore(
     path: epath.PathLike | Mapping[str, epath.PathLike],
     target: Target | Callable[[], Target],

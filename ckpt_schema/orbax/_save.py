@@ -19,6 +19,7 @@ from ckpt_schema.errors import ConformanceError, Mismatch
 from ckpt_schema.orbax._adapt import Words, saved_through
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._chunks import chunkings_for, shards_read, written_in
+from ckpt_schema.orbax._collector import old_objects_aside
 from ckpt_schema.orbax._contexts import patience
 from ckpt_schema.orbax._items import STATE, items_of
 from ckpt_schema.orbax._places import (
@@ -36,6 +37,7 @@ from ckpt_schema.orbax._transfers import watched_arrays
 __all__ = ["save"]
 
 
+@old_objects_aside()
 def save(
     path: epath.PathLike,
     state: Any,
