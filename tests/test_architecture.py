@@ -131,6 +131,7 @@ ORDER = """
     _lens.derive.nameless_states
     _lens.derive.partners
     _lens.derive.restarts
+    _lens.derive.copies_of_weights
     _lens.derive.unplaced
     _lens.derive.wholes
     _lens.derive.causes

@@ -151,6 +151,60 @@ def test_averages_are_joined_where_one_side_stacks_and_the_other_lists() -> None
     cs.assert_trees_identical(lens.get(old, onto=new), new)
 
 
+def written_anew(tree: dict[str, Any]) -> dict[str, Any]:
+    """The layers of `listed` as another author has them: ``u`` turned, and its columns in two leaves."""
+    layers = [
+        {"c": layer["b"], "v": layer["u"][:, :8].T, "w": layer["u"][:, 8:].T}
+        for layer in tree["params"]["h"]
+    ]
+    return {"params": {"h": layers, "tok": tree["params"]["tok"]}}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("has_averages", [False, True])
+def test_a_stack_whose_leaves_are_turned_or_fused_is_told_by_its_elements(
+    turned: bool, has_averages: bool
+) -> None:
+    old, new = stacked(3), written_anew(listed(3))
+    trees = (averaged(old, "ema") if has_averages else old), new
+    names = ("h[]", "blocks[]") if turned else ("blocks[]", "h[]")
+    text = refused(*(trees[::-1] if turned else trees))
+    told = f"blocks may be the layers of h[], stacked: add scan={{'blocks': 0}} and rename{names}"
+    assert text.count(told) == (7 if has_averages else 5)
+    assert "private('h[]" not in text
+
+
+def test_as_many_elements_in_another_number_of_layers_are_no_layers() -> None:
+    assert "may be the layers" not in refused(stacked(4), written_anew(listed(3)))
+
+
+def parted(tree: dict[str, Any]) -> dict[str, Any]:
+    """A model of one leaf less: ``q`` and ``k`` are one."""
+    qk = {"k": jnp.concatenate([tree["q"]["k"], tree["k"]["k"]], 1)}
+    return {"qk": qk, "a": tree["a"]}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_average_whose_leaves_are_fused_on_one_side_is_joined_by_the_rules_of_the_weights(
+    turned: bool,
+) -> None:
+    model = {"q": {"k": numbers(5, 4)}, "k": {"k": numbers(5, 4, start=50)}, "a": numbers(3)}
+    ema = {"q": {"k": numbers(5, 4, start=7)}, "k": {"k": numbers(5, 4, start=9)}, "a": numbers(3)}
+    old, new = {"params": model, "ema": ema}, {"params": parted(model), "avg": parted(ema)}
+    trees, names = (old, new), ("ema", "avg")
+    if turned:
+        trees, names = trees[::-1], names[::-1]
+    first = refused(*trees)
+    # The lines of the weights come first, and say so.
+    assert first.index("params/") < first.index("the lines for the weights come first")
+    assert first.rindex("params/") < first.index("the lines for the weights come first")
+    rules = [cs.fuse("qk", ["q", "k"])]
+    assert f"cs.rename{names}," in refused(*trees, rules=rules)
+    lens = cs.adapt(*trees, rules=[*rules, cs.rename(*names)])
+    cs.assert_trees_identical(lens.get(trees[0]), trees[1])
+    cs.assert_trees_identical(lens.put(trees[1]), trees[0])
+
+
 def fused(parts: list[Any], axes: str) -> Any:
     """Leaves in one, as NumPy joins them."""
     if axes.startswith("a 3*b"):

@@ -7,7 +7,7 @@ holds nothing else, and of all nodes of a name by one glob.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Layout, Row
@@ -19,13 +19,16 @@ from ckpt_schema.errors import CkptSchemaError
 __all__ = ["lone_nodes"]
 
 
-def lone_nodes(error: CkptSchemaError, source: Layout, view: Layout) -> list[str]:
+def lone_nodes(
+    error: CkptSchemaError, source: Layout, view: Layout, told: Collection[str] = ()
+) -> list[str]:
     """Rules by which what one side alone has keeps its own values, commented, to paste where that is meant.
 
     Args:
         error: What derivation says of the two layouts.
         source: The source's layout.
         view: The view's layout.
+        told: The paths of leaves whose fault says what they may be, in another shape.
 
     Returns:
         For each side a heading and a line for each node; nothing where every leaf may have a partner.
@@ -35,7 +38,7 @@ def lone_nodes(error: CkptSchemaError, source: Layout, view: Layout) -> list[str
     _leave_nameless_out(view, theirs, ours)
     notes: list[str] = []
     for near, far, own, others in ((source, view, ours, theirs), (view, source, theirs, ours)):
-        lone = _lone_paths(own, others)
+        lone = {path for path in _lone_paths(own, others) if "/".join(path) not in told}
         weights = {row.path for row in near.rows if row.is_weight}
         # Two trees of which no weight has a partner are no model and its adapter: say nothing.
         if not lone or weights <= lone:

@@ -1,13 +1,15 @@
 """Lists of layers that the other side has stacked under another name: the error says which lines join them.
 
 By its name alone nobody would find such a node, and leaf by leaf no type fits, for each leaf has one axis more. All
-leaves of a node together show it: without the axis that stacks them, they are those of the list.
+leaves of a node together show it: without the axis that stacks them, they are those of the list, or have as many
+elements as these, where some are turned or fused.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts import paths
@@ -196,25 +198,37 @@ def _pairs(stacks: _Nodes, lists: _Nodes) -> Iterator[tuple[LogicalPath, Logical
 
 
 def _axes(stacked: list[Row], layers: list[Row]) -> list[int]:
-    """The axes without which the leaves of a node are those of a list, as many as that has layers."""
+    """The axes without which the leaves of a node are those of a list, as many as that has layers.
+
+    Leaves that are turned or fused on one side have other shapes, and together as many elements.
+    """
     (count,) = layers[0].repeats[0].size
-    if len(stacked) != len(layers) or not isinstance(count, int):
+    shapes, wanted = _shapes(stacked), _shapes(layers)
+    if not isinstance(count, int) or shapes is None or wanted is None:
         return []
-    shapes: list[tuple[int, ...]] = []
-    for row in stacked:
+    elements = count * sum(map(math.prod, wanted))
+    fitting: list[int] = []
+    alike: list[int] = []
+    for axis in range(min(map(len, shapes))):
+        rests: list[tuple[int, ...]] = []
+        for shape in shapes:
+            if shape[axis] == count:
+                rests.append((*shape[:axis], *shape[axis + 1 :]))
+        # Names may differ, so shapes are held against each other as two bags: sorted.
+        if sorted(rests) == sorted(wanted):
+            fitting.append(axis)
+        elif len(rests) == len(shapes) and sum(map(math.prod, shapes)) == elements:
+            alike.append(axis)
+    return fitting or alike
+
+
+def _shapes(rows: list[Row]) -> list[tuple[int, ...]] | None:
+    """The shapes of some leaves of a model; a tree like it beside it has the same, and they count once."""
+    shapes: dict[LogicalPath, tuple[int, ...]] = {}
+    for row in rows:
         shape = told_shape(row)
         # A shape that has names in it was declared, and says itself what is stacked.
         if shape is None:
-            return []
-        shapes.append(shape)
-    # Names may differ, so shapes are held against each other as two bags: sorted.
-    wanted = sorted(map(str, map(told_shape, layers)))
-    fitting: list[int] = []
-    for axis in range(min(map(len, shapes))):
-        rests: list[str] = []
-        for shape in shapes:
-            if shape[axis] == count:
-                rests.append(str((*shape[:axis], *shape[axis + 1 :])))
-        if sorted(rests) == wanted:
-            fitting.append(axis)
-    return fitting
+            return None
+        shapes.setdefault(row.model_path, shape)
+    return list(shapes.values())

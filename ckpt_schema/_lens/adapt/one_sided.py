@@ -52,8 +52,15 @@ def _with_open_names(
     error: DerivationError, left: Layout, right: Layout, rules: Sequence[Rule]
 ) -> DerivationError:
     """The same error, with renames of whole nodes that shapes allow, and with nodes that no shape of the other side allows."""
-    error = with_lone_stacks(error, left, right, rules)
-    notes = [*error.notes, *open_names(error, left, right), *lone_nodes(error, left, right)]
+    with_stacks = with_lone_stacks(error, left, right, rules)
+    # What may be a layer of the other side, stacked, has something there.
+    told = {
+        fault.path
+        for fault, before in zip(with_stacks.mismatches, error.mismatches, strict=True)
+        if fault != before
+    }
+    error = with_stacks
+    notes = [*error.notes, *open_names(error, left, right), *lone_nodes(error, left, right, told)]
     return DerivationError(error.header, error.mismatches, notes)
 
 

@@ -62,7 +62,7 @@ def paths_in_view(
     With ``rename("wi", "up")`` the row ``mlp/wi/kernel`` has the path ``mlp/up/kernel`` here.
     """
     owners = Owners(source)
-    # A rule that fuses says the view's words already: only moves still hold for such a whole.
+    # A rule that fuses says the view's words already: of a path from the root only moves still hold.
     without_renames = dataclasses.replace(names, renames=Scope[Rename | Move](()))
     paths: list[LogicalPath] = []
     for number, row in enumerate(source.rows):
@@ -75,10 +75,16 @@ def paths_in_view(
         if member is None:
             paths.append(moved_paths(row, decisions.get(number), optimizer_part, alignment))
             continue
-        speaking = without_renames if isinstance(member.group.rule, Fuse) else names
         # Rules are asked of the whole, which no row of the source is: of "attn/qkv" for "attn/q".
         whole = dataclasses.replace(row, path=member.path)
-        paths.append(moved_paths(whole, speaking.decision(whole), optimizer_part, alignment))
+        if not isinstance(member.group.rule, Fuse):
+            decision = names.decision(whole)
+        elif member.start:
+            # A path in the model says nothing of where that stands: ema/attn/q is in avg/attn/qkv.
+            decision = dataclasses.replace(names.decision(whole), inner=None)
+        else:
+            decision = without_renames.decision(whole)
+        paths.append(moved_paths(whole, decision, optimizer_part, alignment))
     return paths
 
 

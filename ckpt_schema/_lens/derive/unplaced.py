@@ -7,7 +7,6 @@ cache, a count. A weight is never given one, for to follow that would be to lose
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +19,10 @@ from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.streams import is_raw_key
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.derive.alignment import Alignment
+from ckpt_schema._lens.derive.copies_of_weights import CopyOfWeights, copy_of_weights
 from ckpt_schema._lens.derive.nameless_states import nameless_rows, nameless_told
 from ckpt_schema._lens.derive.partners import Loose, partners, renames
-from ckpt_schema._lens.derive.restarts import Lost, is_param_row, restarts
+from ckpt_schema._lens.derive.restarts import Lost, restarts
 from ckpt_schema._lens.derive.scope import said_paths
 from ckpt_schema._lens.rules import Private, Rename, Rule
 from ckpt_schema.errors import Mismatch
@@ -79,7 +79,9 @@ def unplaced(
         if here in ours:
             theirs[there] = ours[here]
     nameless = _nameless(source, view, lost), _nameless(view, source, lost[::-1])
-    copy = _copy(source, view, loose, rules)  # an average of the weights may be called otherwise
+    copy = copy_of_weights(
+        source, view, loose, rules
+    )  # an average of the weights may be called otherwise
     sides = (
         _Side(
             source,
@@ -123,10 +125,17 @@ def unplaced(
         ),
         alignment,
     )
+    # The first lines of an error are read most, and those of the weights say what to do first.
+    last: list[Mismatch] = []
     for side, numbers in zip(sides, (ours_alone, theirs_alone), strict=True):
         mirrors = _mirrors(side.near, numbers)
         for number in sorted(numbers):
-            yield side.fault(number, mirrors.get(number, ()))
+            fault = side.fault(number, mirrors.get(number, ()))
+            if copy is not None and copy.holds(side.near.rows[number]):
+                last.append(fault)
+            else:
+                yield fault
+    yield from last
 
 
 def _without_place(
@@ -184,105 +193,6 @@ def _loose(table: Layout, numbers: Sequence[int], called: Sequence[LogicalPath])
         path = called[number][row.body or 0 :] or row.model_path
         leaves.append(Loose(number, row, path, _required(row)))
     return leaves
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Copy:
-    """A tree like the weights, such as their average, of which each side has one that the other has not.
-
-    Attributes:
-        rule: The rename that joins both.
-        is_certain: Whether they hold the same, or one has all of the other. Where they do not, the
-            weights beside them do not yet either.
-    """
-
-    rule: Rename
-    is_certain: bool
-
-    def holds(self, row: Row) -> bool:
-        """Whether a leaf of the model is in one of the two."""
-        here, there = self.rule.source, self.rule.view
-        return row.path[: len(here)] == here or row.path[: len(there)] == there
-
-
-def _copy(
-    source: Layout, view: Layout, loose: Sequence[Sequence[Loose]], rules: Sequence[Rule]
-) -> _Copy | None:
-    """The two trees like the weights, if there are such and no rule joins them.
-
-    ``ema/encoder/w`` here and ``average/encoder/w`` there, beside ``params/encoder/w`` on both sides.
-    """
-    sides = [_averages(source, view), _averages(view, source)]
-    # Of several such trees nobody can say which is which.
-    if not any(sides) or max(map(len, sides)) > 1:
-        return None
-    # Where one side has none that is known as one, a node of its own may hold the same leaves.
-    for side in (0, 1):
-        if not sides[side]:
-            node = _like(sides[1 - side][0], loose[1 - side], loose[side])
-            if node is None:
-                return None
-            sides[side] = [node]
-    held: list[collections.Counter[object]] = []
-    for [head], leaves in zip(sides, loose, strict=True):
-        count: collections.Counter[object] = collections.Counter()
-        for leaf in leaves:
-            if leaf.row.path[: len(head)] == head:
-                count[_held(leaf.row)] += 1
-        held.append(count)
-    # A clone of a module has statistics besides, which an average of its params has not.
-    is_certain = held[0] <= held[1] or held[1] <= held[0]
-    copy = _Copy(Rename(sides[0][0], sides[1][0]), is_certain)
-    if copy.rule in rules:
-        return None
-    # Trees that differ may be one once the weights beside them have their rules, if any lack these.
-    has_weights = any(not copy.holds(leaf.row) for leaf in (*loose[0], *loose[1]))
-    return copy if is_certain or has_weights else None
-
-
-def _averages(table: Layout, far: Layout) -> list[LogicalPath]:
-    """Where a layout has trees like the weights, and the other has none."""
-    others = {row.root for row in far.rows}
-    heads: dict[LogicalPath, None] = {}
-    for row in table.rows:
-        # The model's own place is no such tree, as long as the other side has its model there too.
-        if row.body and not row.mirrors and row.root not in others:
-            heads[row.root] = None
-    return list(heads)
-
-
-def _held(row: Row) -> object:
-    """A leaf: a stack and a list of as many layers hold the same."""
-    return row.leaf, tuple(repeat.size for repeat in row.repeats)
-
-
-def _like(
-    head: LogicalPath, leaves: Sequence[Loose], others: Sequence[Loose]
-) -> LogicalPath | None:
-    """The one node, deeper in a tree of another kind, that has all params of such a tree under their names."""
-    own: dict[LogicalPath, object] = {}
-    params: dict[LogicalPath, object] = {}
-    for leaf in leaves:
-        if leaf.row.root == head:
-            name = leaf.row.path[len(head) :]
-            own[name] = _held(leaf.row)
-            if is_param_row(leaf.row):
-                params[name] = own[name]
-    if not params:
-        return None
-    # What stands below each node outside of a model, under each of the nodes that lead to it.
-    below: dict[LogicalPath, dict[LogicalPath, object]] = {}
-    for leaf in others:
-        path = leaf.row.path
-        for end in range(1, len(path)) if not leaf.row.body else ():
-            below.setdefault(path[:end], {})[path[end:]] = _held(leaf.row)
-    nodes: list[LogicalPath] = []
-    for node, held in below.items():
-        has_all = own.items() <= held.items()
-        # An average of the params may lack statistics, but has nothing that the tree lacks.
-        if has_all or params.items() <= held.items() <= own.items():
-            nodes.append(node)
-    return nodes[0] if len(nodes) == 1 else None
 
 
 def _renamed_paths(source: Layout, rules: Sequence[Rule]) -> Iterator[LogicalPath]:
@@ -402,7 +312,7 @@ class _Side:
     streams: frozenset[LogicalPath]
     said: Mapping[LogicalPath, LogicalPath]
     nameless: Mapping[LogicalPath, str]
-    copy: _Copy | None = None
+    copy: CopyOfWeights | None = None
     is_view: bool = False
 
     def fault(self, number: int, mirrors: Sequence[str]) -> Mismatch:
