@@ -43,12 +43,14 @@ def applied(
 def asks(join: Join) -> str:
     """What a join asks of the values that it reads, beyond their dtype."""
     for cell in join.cells:
+        # What is cut off must hold the fill, and nothing that would be lost.
         if cell.is_constant and isinstance(cell.source, int):
             return "padding is cut off"
         if is_checked(cell.codec):
             return ", ".join(map(str, cell.codec))
         if cell.compares[1]:
             return "tied"
+        # A digit that goes nowhere in the view reads the same element of it several times.
         if not cell.is_constant and any(digit.at[1] is None for digit in cell.geometry.digits):
             return "copies are compared"
     return ""
@@ -73,9 +75,12 @@ def carry(
         change: What is done instead.
     """
     task, read, _ = made.onto(lambda slot: slot in onto)
+    # What only moves is in no task of a plan: here it is one that copies.
     if made.moves:
         task = as_it_is(rows[made.inputs[0][0]], sizes)
-    inputs = [*(values[slot] for slot in made.inputs), *(onto[slot] for slot in read)]
+    # A task reads its own leaves first, and then those that it keeps elements of.
+    inputs = [values[slot] for slot in made.inputs]
+    inputs += [onto[slot] for slot in read]
     task = task if change is None else change(task)
     results = execution.run(task, inputs, [None] * len(made.results))
     return dict(zip(made.results, results, strict=True))
@@ -91,14 +96,17 @@ def turned(task: Task) -> Task:
         copies.append(dataclasses.replace(copy, block=dataclasses.replace(copy.block, codec=codec)))
     fillings = []
     for filling in task.fillings:
+        # NaN, for no gradient of another leaf is that of padding: it is not compared.
         bits = bits_of(float("nan"), task.results[filling.result].dtype)
         fillings.append(dataclasses.replace(filling, bits=bits))
     return dataclasses.replace(task, copies=tuple(copies), fillings=tuple(fillings))
 
 
 def _gradient(word: Word) -> Word:
+    """The word for the gradient: where a param is c times as large, its gradient is divided by c."""
     if isinstance(word, Times):
         return word.inverse
+    # The dtype of a gradient changes as the param's does, so that a cast stays what it is.
     return dataclasses.replace(word, exponent=-word.exponent) if isinstance(word, Exact) else word
 
 

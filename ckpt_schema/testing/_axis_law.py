@@ -129,9 +129,14 @@ def _own(row: Row) -> list[Any]:
     return [*frame.axes[first : len(frame.axes) - held]]
 
 
+def _shape(row: Row, sizes: Sizes) -> tuple[int, ...]:
+    """The shape of a leaf of a row."""
+    return tuple(size(dim, sizes) for _, dim in _own(row))
+
+
 def _spec(lens: Lens, row: Row) -> tuple[tuple[str, ...], ...]:
     """Which mesh axes shard each axis of a leaf: one axis, over both if these divide it."""
-    sizes = [size(dim, lens.dims) for _, dim in _own(row)]
+    sizes = _shape(row, lens.dims)
     first = sum(lens.dims.values()) % max(1, len(sizes))
     entries: list[tuple[str, ...]] = [()] * len(sizes)
     for at in [*range(first, len(sizes)), *range(first)]:
@@ -149,7 +154,7 @@ def _named_tree(lens: Lens, kind: type) -> Tree:
     for at, row in enumerate(layout.rows):
         for indices in slots_of(row, lens.dims):
             key = fill(row.key, indices)
-            shape = tuple(size(dim, lens.dims) for _, dim in _own(row))
+            shape = _shape(row, lens.dims)
             spec = PartitionSpec(*(axes or None for axes in _spec(lens, row)))
             sharding = NamedSharding(mesh(_MESH), spec) if many and _has_names(row) else None
             dtype = leaves.dtype_of(row.leaf.dtype)
@@ -211,7 +216,7 @@ def _sharded_tree(layout: Layout, lens: Lens) -> Tree:
     """An abstract state, each leaf sharded in another way than the one before it."""
     made: list[tuple[KeyPath, Row, Any]] = []
     for row in layout.rows:
-        shape = tuple(size(dim, lens.dims) for _, dim in _own(row))
+        shape = _shape(row, lens.dims)
         ways, dtype = all_shardings(mesh(_MESH), shape), leaves.dtype_of(row.leaf.dtype)
         for indices in slots_of(row, lens.dims):
             way = ways[len(made) % len(ways)]

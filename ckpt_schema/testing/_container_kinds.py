@@ -27,6 +27,7 @@ def _own(tree: Any) -> Any:
 @functools.cache
 def _train_state_of(more: tuple[str, ...]) -> type[TrainState]:
     """The class that code with these collections declares."""
+    # Fields that a class adds need a default, for they come after some that have one.
     body = {"__annotations__": dict.fromkeys(more, Any), **dict.fromkeys(more)}
     return type("TrainState", (TrainState,), {**body, "__module__": __name__})
 
@@ -40,6 +41,7 @@ def train_state(tree: dict[str, Any]) -> Any:
 
 def orbax_tree(tree: Any) -> Any:
     """What Orbax returns for a tree of dicts, tuples and NamedTuples: dicts, lists, and None for what is empty."""
+    # A NamedTuple without fields, such as optax's EmptyState, is what comes back as None.
     if hasattr(tree, "_fields"):
         return {name: orbax_tree(getattr(tree, name)) for name in tree._fields} or None
     if isinstance(tree, (tuple, list)):
@@ -51,9 +53,12 @@ def orbax_tree(tree: Any) -> Any:
 
 def boxed(tree: Any) -> Any:
     """The tree with every leaf that has axes in a box, as ``nn.with_partitioning`` leaves it."""
-    return jax.tree.map(
-        lambda x: nn.Partitioned(x, names=(None,) * np.ndim(x)) if np.ndim(x) else x, tree
-    )
+
+    def box(leaf: Any) -> Any:
+        # A scalar, such as a count of steps, has no axis to name.
+        return nn.Partitioned(leaf, names=(None,) * np.ndim(leaf)) if np.ndim(leaf) else leaf
+
+    return jax.tree.map(box, tree)
 
 
 def on_disk(tree: Any) -> Any:
@@ -92,9 +97,13 @@ def container_kinds(layout: Layout) -> Mapping[str, Container]:
     if layout.container == "nnx":
         # Orbax stores a Variable with parts otherwise.
         whole = any(row.inside for row in layout.rows)
-        return {name: NNX[name] for name in NNX if not (whole and name != "State")}
-    if {*STATE_FIELDS} <= {row.key[0] for row in layout.rows} | {
-        node.key[0] for node in layout.nodes
-    }:
+        return {"State": NNX["State"]} if whole else NNX
+    # An optimizer without a leaf is a node of the state all the same.
+    fields = {each.key[0] for each in (*layout.rows, *layout.nodes)}
+    if fields.issuperset(STATE_FIELDS):
         return LINEN
-    return {name: LINEN[name] for name in ("dict", *(("orbax",) if layout.nodes else ()))}
+    # A tree of dicts alone is on disk as it is.
+    several = {"dict": LINEN["dict"]}
+    if layout.nodes:
+        several["orbax"] = LINEN["orbax"]
+    return several

@@ -34,6 +34,7 @@ def defaults_made(lens: Lens, s: Tree) -> None:
     for number, row in enumerate(lens.view.rows):
         if number in lens.joined[1] or not isinstance(row.default, (Fill, FreshKey, ConstantKey)):
             continue
+        # The fill of a param is no fill of its moments: `tx.init` makes these.
         if _starts_anew(lens, row):
             where = format_path(row.key)
             expected = "what the optimizer starts with, for it keeps this of a leaf"
@@ -54,10 +55,14 @@ def defaults_made(lens: Lens, s: Tree) -> None:
 
 def _starts_anew(lens: Lens, row: Row) -> bool:
     """Whether a leaf is what an optimizer keeps of another one, and no rule speaks of it at its own place."""
-    paths = [getattr(rule, "path", ()) for each in lens.derivations for rule in each.rules]
-    own = any(path and row.path[: len(path)] == path for path in paths)
-    mirror = bool(row.mirrors)
-    return mirror and lens.view.initial is not None and not own
+    if not row.mirrors or lens.view.initial is None:
+        return False
+    for each in lens.derivations:
+        for rule in each.rules:
+            path = getattr(rule, "path", ())
+            if path and row.path[: len(path)] == path:
+                return False
+    return True
 
 
 def stepwise(lens: Lens, s: Tree) -> None:
@@ -77,9 +82,9 @@ def _steps(lens: Lens) -> tuple[Lens, ...]:
     for each in lens.derivations:
         step = derive(each.source, each.view, rules=each.rules)
         names = step.source.names() | step.view.names()
-        step = step.bind(
-            **{name: size for name, size in each.sized(lens.dims).items() if name in names}
-        )
+        # A step may lack dims that others have, and may call one otherwise.
+        sizes = {name: size for name, size in each.sized(lens.dims).items() if name in names}
+        step = step.bind(**sizes)
         steps.append(~step if each.inverted else step)
     return tuple(steps)
 
@@ -101,6 +106,7 @@ def stated(row: Row, sizes: Mapping[str, int]) -> np.ndarray[Any, Any]:
     seed = 0 if isinstance(default, Fill) else getattr(default, "seed", 0)
     path = "/".join(row.model_path) if isinstance(default, FreshKey) else None
     repeated = bool(row.repeats) and path is not None
+    # Each key is made once, however many elements hold it: jax takes long for one.
     numbers = _numbers(row, sizes) if repeated else np.zeros((1,) * (len(shape) - 1), np.int64)
     top = int(numbers.max()) + 1 if numbers.size else 1
     table = np.stack([_key(impl, seed, path, n if repeated else None) for n in range(top)])
@@ -112,6 +118,7 @@ def _numbers(row: Row, sizes: Mapping[str, int]) -> np.ndarray[Any, Any]:
     frame = frame_of(row)
     places = np.indices(frame.shape(sizes)[:-1], sparse=True)
     number: Any = np.zeros((), np.int64)
+    # Layer 1 of stage 2, of 4 layers in each stage, is number 2 * 4 + 1.
     for level, repeat in enumerate(row.repeats):
         number = number * size(repeat.size, sizes) + places[frame.levels.index(level)]
     return np.broadcast_to(number, frame.shape(sizes)[:-1])

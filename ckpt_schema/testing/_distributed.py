@@ -64,18 +64,19 @@ def run_distributed(
         if number < least:
             raise _refused(name, f"{least} or more", str(number))
     job = _sendable(fn, args)
+    # Whatever happens from here on, each process that was started is ended.
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(_port())
-        running = [
-            stack.enter_context(_started(number, n, port, devices, job)) for number in range(n)
-        ]
+        running: list[_Process] = []
+        for number in range(n):
+            running.append(stack.enter_context(_started(number, n, port, devices, job)))
         return _results(_listened(running, timeout), getattr(fn, "__qualname__", str(fn)), timeout)
 
 
 def _refused(where: str, expected: str, found: str, hint: str = "") -> DistributedError:
-    return DistributedError(
-        "nothing was run", [Mismatch(where, "declaration", expected, found, hint)]
-    )
+    """The error of what was asked for and cannot be done."""
+    fault = Mismatch(where, "declaration", expected, found, hint)
+    return DistributedError("nothing was run", [fault])
 
 
 def _sendable(fn: Callable[..., Any], args: Sequence[Any]) -> _Job:
@@ -123,10 +124,9 @@ def _started(
     number: int, n: int, port: int, devices: int, job: _Job
 ) -> Generator[_Process, None, None]:
     """A process that is sent its job on a pipe, which stays open: when it closes, this process is gone, and the other ends."""
-    env = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
-    }
+    # What can be imported here can be there, whatever has changed `sys.path` since the start.
+    entries = [str(Path(entry).absolute()) for entry in sys.path]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(entries)}
     command, pipe = [sys.executable, "-P", _WORKER], subprocess.PIPE
     with tempfile.TemporaryFile() as log:
         popen = subprocess.Popen(
@@ -141,10 +141,7 @@ def _started(
         finally:
             _killed(popen)
             # What the process has started may hold the other ends.
-            for end in (
-                popen.stdin,
-                popen.stdout,
-            ):
+            for end in (popen.stdin, popen.stdout):
                 with contextlib.suppress(BrokenPipeError):
                     assert end is not None
                     end.close()
@@ -152,6 +149,7 @@ def _started(
 
 def _killed(popen: subprocess.Popen[bytes]) -> int:
     """The exit status of a process that has come to its end, or does so here, with all that it has started."""
+    # Of one that has been waited for, the number may be another process's by now.
     if popen.returncode is None:
         os.killpg(popen.pid, signal.SIGKILL)
     return popen.wait()
@@ -177,9 +175,10 @@ def _listened(running: Sequence[_Process], timeout: float) -> list[_End]:
     died takes the others with it, so nobody is listened to any more.
     """
     until, ends, died = time.monotonic() + timeout, list[_End](), False
-    said = {process.number: bytearray() for process in running}
+    said: dict[int, bytearray] = {}
     with selectors.DefaultSelector() as selector:
         for process in running:
+            said[process.number] = bytearray()
             assert process.popen.stdout is not None
             selector.register(process.popen.stdout, selectors.EVENT_READ, process)
         while (
@@ -190,23 +189,25 @@ def _listened(running: Sequence[_Process], timeout: float) -> list[_End]:
         ):
             now: list[_End] = []
             for key, _ in ready:
-                said[key.data.number] += (data := os.read(key.fd, 1 << 20))
+                data = os.read(key.fd, 1 << 20)
+                said[key.data.number] += data
+                # A report may come in several parts: it is whole when its pipe is closed.
                 if not data:
                     selector.unregister(key.fileobj)
                     now.append(_end(key.data, said[key.data.number]))
-            died = any(end.kind == "died" for end in now)
+            kinds = {end.kind for end in now}
+            died = "died" in kinds
             # When one process dies, the connections of the others break: these errors tell nothing.
             ends = [end for end in [*ends, *now] if not died or end.kind != "raised"]
-            until = (
-                min(until, time.monotonic() + _GRACE)
-                if any(end.kind == "raised" for end in now)
-                else until
-            )
+            if "raised" in kinds:
+                until = min(until, time.monotonic() + _GRACE)
         late = [key.data for key in selector.get_map().values()]
+    # Where one has failed, it is no news that others have not come to their end.
     return ends if any(end.kind != "returned" for end in ends) else [*ends, *_dumped(late)]
 
 
 def _end(process: _Process, said: bytearray) -> _End:
+    """How a process ended that has closed its pipe: as it reports, or else it has died."""
     try:
         return _End(process.number, *pickle.loads(said))
     except (EOFError, pickle.UnpicklingError):  # it did not get as far as to report
@@ -220,10 +221,11 @@ def _dumped(late: Sequence[_Process]) -> list[_End]:
     for process in late:
         # `send_signal` would reap it, and then its children were left.
         os.kill(process.popen.pid, signal.SIGUSR1)
-    time.sleep(0.5 if late else 0)
-    return [
-        _End(process.number, "unfinished", "nothing yet", process.printed()) for process in late
-    ]
+    time.sleep(0.5 if late else 0)  # for they print by themselves
+    ends: list[_End] = []
+    for process in late:
+        ends.append(_End(process.number, "unfinished", "nothing yet", process.printed()))
+    return ends
 
 
 def _results(ends: Sequence[_End], name: str, timeout: float) -> list[Any]:
@@ -236,28 +238,23 @@ def _results(ends: Sequence[_End], name: str, timeout: float) -> list[Any]:
     faults: list[Mismatch] = []
     notes: dict[str, str] = {}  # of processes that failed alike, one
     ends = sorted(ends, key=lambda end: end.number)
-    for end in [end for end in ends if end.kind != "returned"]:
-        faults.append(
-            Mismatch(
-                f"process {end.number}", end.kind, f"a result of {name}", end.words, hints[end.kind]
-            )
-        )
-        notes.setdefault(
-            "\n".join(f"  {line}" for line in end.text.splitlines()[-_LINES:]),
-            f"process {end.number}:",
-        )
+    for end in ends:
+        if end.kind == "returned":
+            continue
+        who, expected = f"process {end.number}", f"a result of {name}"
+        faults.append(Mismatch(who, end.kind, expected, end.words, hints[end.kind]))
+        lines = [f"  {line}" for line in end.text.splitlines()[-_LINES:]]
+        notes.setdefault("\n".join(lines), f"{who}:")
     if faults:
         header = f"{name} did not return in every process"
         raise DistributedError(header, faults, [f"{who}\n{text}" for text, who in notes.items()])
-    return [_unpickled(end) for end in ends]
+    return list(map(_unpickled, ends))
 
 
 def _unpickled(end: _End) -> Any:
     try:
         return pickle.loads(end.result)
     except Exception as error:  # whatever its class raises
-        text = f"{type(error).__name__}: {error}"
-        fault = Mismatch(
-            f"process {end.number}", "returned", "a result that can be unpickled here", text
-        )
+        text, who = f"{type(error).__name__}: {error}", f"process {end.number}"
+        fault = Mismatch(who, "returned", "a result that can be unpickled here", text)
         raise DistributedError("a result cannot be read", [fault]) from error

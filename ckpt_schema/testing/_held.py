@@ -21,11 +21,10 @@ HeldLeaves = Mapping[tuple[str, ...], Any]
 
 def by_key(tree: Tree) -> dict[tuple[str, ...], Any]:
     """The leaves of a tree by key path, all segments as strings."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf
-        for path, leaf in flat
-    }
+    leaves: dict[tuple[str, ...], Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        leaves[tuple(jax.tree_util.keystr((key,), simple=True) for key in path)] = leaf
+    return leaves
 
 
 def whole_array(row: Row, found: HeldLeaves, sizes: Sizes) -> Any:
@@ -33,6 +32,7 @@ def whole_array(row: Row, found: HeldLeaves, sizes: Sizes) -> Any:
     leaves: list[Any] = []
     for indices in indices_of(row, sizes):
         key = key_of(row, indices)
+        # A Variable or box in the way is one level more, above what is inside of its value.
         at = len(key) - row.inside
         boxed = (*key[:at], "value", *key[at:])
         leaf = found.get(key, found.get(boxed))
@@ -41,7 +41,8 @@ def whole_array(row: Row, found: HeldLeaves, sizes: Sizes) -> Any:
         leaves.append(host(leaf))
     if not leaves:
         return None
-    counts = tuple(last + 1 for last in indices_of(row, sizes)[-1])
+    # The last leaf has the greatest indices: [2, 3] of 3 stages of 4 layers.
+    counts = [last + 1 for last in indices_of(row, sizes)[-1]]
     return np.reshape(np.stack(leaves), (*counts, *leaves[0].shape))
 
 
@@ -57,9 +58,10 @@ def same(one: Any, other: Any) -> bool:
         return False
     if one.dtype != other.dtype and jnp.issubdtype(one.dtype, jnp.floating):
         with np.errstate(invalid="ignore"):  # signaling NaNs
-            numbers = [each.astype(np.float64) for each in (one, other)]
-        alike = np.array_equal(*numbers, equal_nan=True)
-        return alike and np.array_equal(*map(np.signbit, numbers))
+            left, right = one.astype(np.float64), other.astype(np.float64)
+        # Both zeros are equal numbers: a sign that is lost shows in the sign alone.
+        alike = np.array_equal(left, right, equal_nan=True)
+        return alike and np.array_equal(np.signbit(left), np.signbit(right))
     if one.dtype != other.dtype:  # integers of two dtypes, or a Python number
         return bool(np.all(one.astype(np.int64) == other.astype(np.int64)))
     return np.ascontiguousarray(one).tobytes() == np.ascontiguousarray(other).tobytes()
@@ -69,8 +71,19 @@ def first(one: Any, other: Any) -> str:
     """Where the first element is that should be another."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return ""
-    octets = [np.ascontiguousarray(x).reshape(-1).view(f"V{x.itemsize}") for x in (one, other)]
-    unlike = [n for n, (a, b) in enumerate(zip(*octets, strict=True)) if a.tobytes() != b.tobytes()]
-    place = " ".join(str(at) for at in np.unravel_index(unlike[0], one.shape))
-    bits = [f"0x{octet[unlike[0]].tobytes()[::-1].hex()}" for octet in octets]
-    return f"{len(unlike)} of {one.size} elements, the first at [{place}]: bits {bits[0]}, found {bits[1]}"
+    wanted, found = _octets(one), _octets(other)
+    unlike = np.flatnonzero((wanted != found).any(axis=1))
+    at = unlike[0]
+    place = " ".join(map(str, np.unravel_index(at, one.shape)))
+    bits = f"bits {_hexadecimal(wanted[at])}, found {_hexadecimal(found[at])}"
+    return f"{len(unlike)} of {one.size} elements, the first at [{place}]: {bits}"
+
+
+def _octets(array: Any) -> Any:
+    """The bytes of each element, on an axis of their own."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(-1, array.itemsize)
+
+
+def _hexadecimal(octets: Any) -> str:
+    """The bits of an element as a number is written, the greatest first."""
+    return f"0x{octets.tobytes()[::-1].hex()}"

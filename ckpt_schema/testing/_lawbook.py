@@ -78,6 +78,7 @@ def _get_get(at: Trial) -> None:
 def _conformance(at: Trial) -> None:
     laws.conforms(at.lens, at["s"], at["v"])
     laws.conforms(backward(at.lens), at["v"], at["s"])
+    # What sizes a tree tells does not depend on values: now and then is enough.
     if at.names_axes:
         known(at.lens.source, at["s"], at.lens.dims)
         known(at.lens.view, at["v"], at.lens.dims)
@@ -96,6 +97,7 @@ def _defaults(at: Trial) -> None:
     defaults_made(backward(at.lens), at["v"])
     keeps_own(at.given, at["s"])
     keeps_own(backward(at.given), at["v"])
+    # A lens that was given defaults for the laws has them in no layout that it is derived from.
     if at.given is at.lens:
         stepwise(at.lens, at["s"])
         stepwise(backward(at.lens), at["v"])
@@ -104,6 +106,7 @@ def _defaults(at: Trial) -> None:
 def _naming(at: Trial) -> None:
     naming(at.lens, at["s"])
     naming(backward(at.lens), at["v"])
+    # By abstract states of sizes of its own, for of an axis of one element nothing is seen.
     if at.names_axes:
         axes_kept(at.wide)
         axes_kept(backward(at.wide))
@@ -116,6 +119,7 @@ def _refusal(at: Trial) -> None:
 
 def _values(at: Trial) -> None:
     for lens, name in ((at.lens, "s"), (backward(at.lens), "v")):
+        # To refuse is right as well; what is wrong is to carry on with another value.
         if laws.carries(lens, at[name]):
             laws.get_put(lens, at[name])
             naming(lens, at[name])
@@ -144,12 +148,14 @@ def _sharding(at: Trial) -> None:
     for lens, one, other in ((at.lens, s, v), (backward(at.lens), v, s)):
         laws.sharding_kept(lens, one, other)
         laws.sharding(lens, one)
+    # Each state is made again, for the arrays of one are given up.
     for lens, name in ((at.lens, "s"), (backward(at.lens), "v")):
         laws.donates(lens, at[name], at[name])
 
 
 def _jit(at: Trial) -> None:
     for lens, name in ((at.lens, "s"), (backward(at.lens), "v")):
+        # A value that is looked at has none under a trace, and is refused there.
         if not looked_at(lens):
             laws.jit(lens, at[name])
 
@@ -160,6 +166,7 @@ def _restore(at: Trial) -> None:
     with tempfile.TemporaryDirectory() as root:
         save(Path(root) / "0", saved, at.lens, side="source")
         restored = _restored(Path(root) / "0", goal, at)
+    # The target that was given up has no values any more: an equal one stands for it.
     if at.gives_up:
         goal = target = at["v"]
     onto = laws.started(at.lens, goal)
@@ -170,6 +177,7 @@ def _save_restore(at: Trial) -> None:
     state, other = at["v"], at["w"]
     with tempfile.TemporaryDirectory() as root:
         save(Path(root) / "0", state, at.lens, side="view")
+        # A target whose arrays are gone will do: nothing of its values may come into the result.
         goal = laws.donated(at["w"]) if at.concrete else abstract(other)
         lens = _asked(at)
         restored = restore(Path(root) / "0", goal, lens, target_side="view", disk_side="source")
@@ -183,6 +191,7 @@ def _restored(path: Path, goal: Any, at: Trial) -> Any:
     try:
         return through()
     except CkptSchemaError as error:
+        # Both layouts may fit the tree, or the disk: then it is for the user to say which it is.
         if {fault.kind for fault in error.mismatches} != {"ambiguous"}:
             raise
     return through(target_side="view", disk_side="source")
@@ -198,6 +207,7 @@ def abstract(tree: Any) -> Any:
     return jax.tree.map(leaves.abstract, tree)
 
 
+# Laws on devices and on disk have a small share: each example of theirs takes long.
 _ALL = (
     Law("GetPut", "put(get(s), onto=s) == s", "s", _get_put),
     Law("PutGet", "get(put(v), onto=v) == v", "v", _put_get),

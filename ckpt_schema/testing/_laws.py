@@ -449,14 +449,16 @@ def donated(tree: Tree) -> Tree:
 
 def sharding_kept(lens: Lens, s: Tree, v: Tree) -> None:
     """What is edited or made goes where ``onto`` has it, or else is a global array on the mesh of the rest."""
-    given = jax.tree.leaves(s)
-    devices: set[Any] = set().union(*(x.sharding.device_set for x in given))
+    devices: set[Any] = set()
+    objects: set[int] = set()
+    for x in jax.tree.leaves(s):
+        devices |= x.sharding.device_set
+        objects.add(id(x))
     faults: list[Mismatch] = []
     for path, x in _leaves(lens.get(s)):
         if x.sharding.device_set != devices:
             expected = f"a leaf on all of {len(devices)} devices"
             faults.append(Mismatch(path, "sharding", expected, *describe_shardings(x.sharding)))
-    objects = {id(x) for x in given}
     made = _leaves(lens.get(s, onto=v, drop=True))
     for (path, x), like in zip(made, jax.tree.leaves(v), strict=True):
         # What only moves stays where it was, for nothing is copied.

@@ -43,11 +43,12 @@ def within_loss(value: Any, other: Any, codec: Codec) -> np.ndarray[Any, Any]:
         >>> within_loss(np.float32([0.1, 0.1]), np.float32([0.1001, 0.11]), (Rounded("float32", "bfloat16"),))
         array([ True, False])
     """
+    # A complex number is rounded as the two floats that it is.
     if jnp.issubdtype(value.dtype, jnp.complexfloating):
-        parts = (within_loss(part(value), part(other), codec) for part in (np.real, np.imag))
-        return np.logical_and(*parts)
+        is_real = within_loss(np.real(value), np.real(other), codec)
+        return is_real & within_loss(np.imag(value), np.imag(other), codec)
     with np.errstate(all="ignore"):
-        one, two = (each.astype(np.longdouble) for each in (value, other))
+        one, two = value.astype(np.longdouble), other.astype(np.longdouble)
         alike = (one == two) | (np.isnan(one) & np.isnan(two))
         return alike | (np.abs(one - two) <= _bound(one, str(value.dtype), codec))
 
@@ -55,6 +56,7 @@ def within_loss(value: Any, other: Any, codec: Codec) -> np.ndarray[Any, Any]:
 def _bound(value: Any, dtype: str, codec: Codec) -> Any:
     """How far what comes back may be from a value: errors grow with factors, and each word adds its own."""
     error = np.zeros_like(value)
+    # There, and back again: both ways round.
     for word in (*codec, *inverted(codec)):
         if isinstance(word, Times):
             assert not isinstance(word.factor, str)
@@ -66,6 +68,8 @@ def _bound(value: Any, dtype: str, codec: Codec) -> Any:
             dtype = word.view
             factor = np.longdouble(1) if isinstance(word, Rounded) else 2.0**word.exponent
             value, error = value * factor, error * factor
+        # What comes out of each word is rounded to its dtype: by half of its last bit at most, or
+        # of the least number, where it is subnormal.
         form = FORMATS.get(dtype)
         if form is not None:
             unit = np.ldexp(np.longdouble(_TWICE), -(form.mantissa + 1))
@@ -77,13 +81,15 @@ def _bound(value: Any, dtype: str, codec: Codec) -> Any:
 @functools.lru_cache(maxsize=64)
 def _lossy(lens: Lens) -> Mapping[int, Sequence[Codec]]:
     """What happens to the rows of a source that do not come back to the last bit."""
-    found: dict[int, list[Codec]] = {}
-    for cell in (cell for join in lens.joins for cell in join.cells):
-        if not isinstance(cell.source, int) or not isinstance(cell.view, int):
-            continue
-        if loss(cell.codec) is not None:
-            found.setdefault(cell.source, []).append(evaluated(cell.codec, lens.dims))
-    return found
+    codecs: dict[int, list[Codec]] = {}
+    for join in lens.joins:
+        for cell in join.cells:
+            # A constant is no value of a row.
+            if not isinstance(cell.source, int) or not isinstance(cell.view, int):
+                continue
+            if loss(cell.codec) is not None:
+                codecs.setdefault(cell.source, []).append(evaluated(cell.codec, lens.dims))
+    return codecs
 
 
 def excused(lens: Lens, found: Tree, expected: Tree) -> Tree:
@@ -115,9 +121,10 @@ def lost_more(lens: Lens, found: Tree, expected: Tree) -> Iterator[Mismatch]:
         found: What came back, a tree of its source, which may have defaults for what did not.
         expected: What it was.
     """
-    lossy = _lossy(lens)
-    trees = [(Matcher(lens.source).match(tree).slots, tree) for tree in (found, expected)]
-    (ours, left), (theirs, right) = ((slots, jax.tree.leaves(tree)) for slots, tree in trees)
+    lossy, matcher = _lossy(lens), Matcher(lens.source)
+    ours, left = matcher.match(found).slots, jax.tree.leaves(found)
+    theirs, right = matcher.match(expected).slots, jax.tree.leaves(expected)
+    # What came back may have a leaf more, by its default, or one less, of which nothing is kept.
     for slot in ours.keys() & theirs.keys():
         number, indices = slot
         if number not in lossy:

@@ -32,9 +32,9 @@ __all__ = [
 MeshSpec = tuple[tuple[int, ...], AxisType]
 """The shape of a mesh over all devices, and the type of its axes."""
 _SHAPES = ((4, 2), (2, 4), (8,))
-MESHES: tuple[MeshSpec, ...] = (
-    *((shape, AxisType.Auto) for shape in _SHAPES),
-    *((shape, AxisType.Explicit) for shape in _SHAPES),
+_KINDS = AxisType.Auto, AxisType.Explicit
+MESHES: tuple[MeshSpec, ...] = tuple(
+    (shape, kind) for kind, shape in itertools.product(_KINDS, _SHAPES)
 )
 Placer = Callable[[Any], Any]
 """What makes a leaf of a NumPy array, or of a key array."""

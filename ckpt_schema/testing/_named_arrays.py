@@ -96,11 +96,13 @@ def _axes(row: Row, *, raw: bool) -> list[Axis]:
     if raw and stored:
         stored[-1] = ("words", stored[-1][1])
     # An outer scan stacks what an inner one has stacked: its axis is counted with the inner one.
+    unrolled: list[Axis] = []
     for repeat in reversed(row.repeats):
-        if repeat.axis is not None:
+        if repeat.axis is None:
+            unrolled.insert(0, ("level", repeat.size))
+        else:
             place = repeat.axis if repeat.axis >= 0 else len(stored) + 1 + repeat.axis
             stored.insert(place, ("level", repeat.size))
-    unrolled: list[Axis] = [("level", each.size) for each in row.repeats if each.axis is None]
     held: list[Axis] = [("words", (words(row),))] if words(row) else []
     return [*unrolled, *stored, *held]
 
@@ -187,12 +189,14 @@ def frame_of(row: Row, *, raw: bool = False) -> NamedRow:
     With ``raw`` its last axis has the words of keys.
     """
     axes = _axes(row, raw=raw)
-    unrolled = [level for level, repeat in enumerate(row.repeats) if repeat.axis is None]
+    unrolled: list[int] = []
     # Level by level in the order in which `_axes` puts them: `[None, 0, None]` of a scan on axis 1.
     stacked: list[int | None] = [None] * len(row.leaf.dims)
     for level in reversed(range(len(row.repeats))):
         axis = row.repeats[level].axis
-        if axis is not None:
+        if axis is None:
+            unrolled.insert(0, level)
+        else:
             stacked.insert(axis if axis >= 0 else len(stacked) + 1 + axis, level)
     held = [None] if words(row) else []
     return NamedRow(row, tuple(axes), (*unrolled, *stacked, *held))

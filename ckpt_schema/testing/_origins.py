@@ -488,7 +488,7 @@ class _Step:
         self, whole: Row, side: _Side, parts: Mapping[int | None, int]
     ) -> tuple[NamedRow, dict[int, Share]] | None:
         """How a row is looked at as a whole, and each of its parts: its share of which axis, and the factors of that."""
-        numbers = [parts[part] for part in sorted(part for part in parts if part is not None)]
+        numbers = [row for _, row in sorted(parts.items(), key=lambda item: item[0] or 0)]
         rule = side.parts[numbers[0]].rule
         count = len(rule.parts if isinstance(rule, Fuse) else rule.members)
         # With a part missing, or a row beside them that is no part, nothing is known of the whole.
@@ -523,16 +523,20 @@ def _through(
     by_row: dict[int, Origin] = {}
     for number, origin in after.items():
         inner: list[Origin] = []
+        scales: set[tuple[int, Line]] = set()
+        is_filled = False
         for row in origin.rows:
             there = rows[row]
             if there is not None and there in before:
-                inner.append(before[there])
+                each = before[there]
+                inner.append(each)
+                scales.add((each.exponent, each.line))
+                is_filled = is_filled or bool(each.fills)
         # One row may be made of several, which must have been scaled alike.
-        scales = {(each.exponent, each.line) for each in inner}
         if len(inner) != len(origin.rows) or len(scales) != 1:
             continue
         # A fill stands for itself in an `Origin`: one that is scaled afterwards cannot be told.
-        if (origin.exponent or origin.line != Line()) and any(each.fills for each in inner):
+        if is_filled and (origin.exponent or origin.line != Line()):
             continue
         moved = np.where(origin.ids <= FILLS, origin.ids - len(fills), origin.ids)
         ids = np.where(moved >= 0, whole[np.maximum(moved, 0)] if whole.size else moved, moved)

@@ -139,7 +139,8 @@ class Comparison:
 
     def draws(self, seed: int = 0) -> list[list[Compared]]:
         """All that is compared, for each of the two states that a seed draws first."""
-        return [self._compared(each) for each in self._first(np.random.default_rng(seed))]
+        first, second = self._first(np.random.default_rng(seed))
+        return [self._compared(first), self._compared(second)]
 
     # --- What is measured  ---
 
@@ -201,7 +202,7 @@ class Comparison:
         faults: list[Mismatch] = []
         for at, key in enumerate(one.names):
             values = one.outputs[at], other.outputs[at], second.outputs[at]
-            if not all(np.isfinite(x).all() for x in values):
+            if not np.isfinite(np.stack(values)).all():
                 faults.append(Mismatch(format_path(key), "outputs", "finite numbers", "others"))
             # A model that uses weights of its own agrees with every other of the same weights.
             elif np.array_equal(values[0], values[2]):

@@ -21,11 +21,12 @@ __all__ = ["filled_lens", "keeps_own", "own_rows"]
 def own_rows(lens: Lens, side: int) -> list[int]:
     """The numbers of the rows of a side that keep their own values."""
     table, joined = (lens.source, lens.view)[side], lens.joined[side]
-    return [
-        number
-        for number, row in enumerate(table.rows)
-        if number not in joined and row.default is None and not row.optional
-    ]
+    numbers: list[int] = []
+    for number, row in enumerate(table.rows):
+        # A tree may lack what is optional: then there is no value to ask for.
+        if number not in joined and row.default is None and not row.optional:
+            numbers.append(number)
+    return numbers
 
 
 @functools.lru_cache(maxsize=64)
@@ -34,11 +35,12 @@ def filled_lens(lens: Lens) -> Lens:
 
     All else that it does is the same. What the leaves are without one is said by `keeps_own`.
     """
-    source, view = (_filled(lens, side) for side in (0, 1))
+    source, view = _filled(lens, 0), _filled(lens, 1)
     if (source, view) == (lens.source, lens.view):
         return lens
-    told = [tuple(map(_told, rows)) for rows in lens.folds]
-    return dataclasses.replace(lens, source=source, view=view, folds=(told[0], told[1]))
+    # Parts of what is computed keep their own values too: with a default, it is said what they are.
+    folds = tuple(map(_told, lens.folds[0])), tuple(map(_told, lens.folds[1]))
+    return dataclasses.replace(lens, source=source, view=view, folds=folds)
 
 
 def _told(one: FoldedRow) -> FoldedRow:
@@ -50,6 +52,7 @@ def _told(one: FoldedRow) -> FoldedRow:
 
 
 def _filled(lens: Lens, side: int) -> Layout:
+    """The layout of a side with a default for each leaf that keeps its own value."""
     table = (lens.source, lens.view)[side]
     rows = list(table.rows)
     for number in own_rows(lens, side):
@@ -69,10 +72,10 @@ def keeps_own(lens: Lens, s: Tree) -> None:
         named = {fault.path for fault in error.mismatches}
     else:
         named = set[str]()
-    faults = [
-        Mismatch(path, "default", "an error that asks for its value", "none")
-        for path in sorted(own)
-        if "{" not in path and path not in named
-    ]
+    faults: list[Mismatch] = []
+    for path in sorted(own):
+        # Of layers the error names each by its number, and the row has a symbol in its place.
+        if "{" not in path and path not in named:
+            faults.append(Mismatch(path, "default", "an error that asks for its value", "none"))
     if faults:
         raise LawError("leaves that keep their own values are made of nothing", faults)

@@ -32,6 +32,7 @@ class Line:
     def then(self, after: Line, exponent: int) -> Line:
         """This, then a power of two, then another line."""
         by = after.factor * 2.0**exponent
+        # An `Origin` tells the power of two apart: here it scales what was added before it.
         return Line(
             self.factor * after.factor,
             self.amount * by + after.amount,
@@ -41,6 +42,7 @@ class Line:
 
     def back(self, exponent: int) -> Line:
         """The way back from this, which came after a power of two."""
+        # y = x * 2**e * f + a, and so x = y * 2**-e / f - a / (f * 2**e).
         by = 1 / (self.factor * 2.0**exponent)
         return Line(1 / self.factor, -self.amount * by, self.reach * abs(by), self.dtypes)
 
@@ -78,19 +80,24 @@ def order_of_copy(
     if tied is None:
         return order
     order = order or tuple(range(len(tied)))
+    # Axis 0 of the view is axis order[0] of what the copy is of, and that is axis tied[order[0]].
     if on_source:
         return tuple(tied[axis] for axis in order)
-    places = {axis: at for at, axis in enumerate(tied)}
-    return tuple(order[places[at]] for at in range(len(tied)))
+    # The other way round it takes the inverse: which axis of the original each of the copy is.
+    places = [tied.index(at) for at in range(len(tied))]
+    return tuple(order[place] for place in places)
 
 
 def is_alike(line: Line, expected: np.ndarray[Any, Any], found: np.ndarray[Any, Any]) -> bool:
     """Whether numbers are those expected, each step having been rounded to one of its dtypes."""
     if expected.shape != found.shape:
         return False
-    infos = [jnp.finfo(dtype) for dtype in line.dtypes]
-    unit = 4 * max(float(info.eps) for info in infos)
-    least = 4 * max(float(info.smallest_subnormal) for info in infos)
+    # The coarsest of the dtypes sets the measure: a few of its roundings, by a few steps.
+    unit = least = 0.0
+    for dtype in line.dtypes:
+        info = jnp.finfo(dtype)
+        unit = max(unit, 4 * float(info.eps))
+        least = max(least, 4 * float(info.smallest_subnormal))
     with np.errstate(invalid="ignore"):
         numbers = found.astype(np.longdouble)
         far = np.abs(numbers - expected)

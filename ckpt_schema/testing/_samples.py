@@ -80,9 +80,10 @@ class Sample:
         return self._made(_maker(lens, self, 1))
 
     def _made(self, make: Maker) -> Tree:
-        absent = {
-            at for at, row in enumerate(make.layout.rows) if "/".join(row.path) in self.absent
-        }
+        absent: set[int] = set()
+        for at, row in enumerate(make.layout.rows):
+            if "/".join(row.path) in self.absent:
+                absent.add(at)
         tree = make(np.random.default_rng(self.seed), self.place, absent, self.values)
         kinds = container_kinds(make.layout)
         return kinds[self.container if self.container is not None else next(iter(kinds))](tree)
@@ -97,6 +98,7 @@ class Sample:
 
     def __repr__(self) -> str:
         """The code that makes it."""
+        # These three are always written; of all others what is not as it is unless given.
         told = [repr(dict(self.sizes)), f"seed={self.seed}", f"values={self.values!r}"]
         for field in dataclasses.fields(self)[3:]:
             value = getattr(self, field.name)
@@ -106,6 +108,7 @@ class Sample:
 
 
 def _code(value: Any) -> str:
+    """A value as code, which `repr` is not of the type of mesh axes."""
     if isinstance(value, tuple) and value and isinstance(value[-1], AxisType):
         return f"({value[0]!r}, AxisType.{value[-1].name})"
     return repr(value)
@@ -113,6 +116,7 @@ def _code(value: Any) -> str:
 
 def _maker(lens: Lens, sample: Sample, side: int) -> Maker:
     told = sample.number, sample.free, sample.flipped
+    # Samples of one lens and of the same sizes have one maker, which is slow to make.
     return _kept(lens, tuple(sorted(sample.sizes.items())), side, *told)
 
 
@@ -125,5 +129,5 @@ def _kept(
     free: str | None,
     flipped: str | None,
 ) -> Maker:
-    number = number and side == 0
+    number = number and side == 0  # what a lens makes of such a step is an array
     return maker(bound(lens, dict(sizes)), side, number=number, free=free, flipped=flipped)

@@ -44,10 +44,13 @@ def split_axis(
     ids: Ids, tokens: tuple[AxisToken, ...], at: int, inner: Sequence[tuple[AxisToken, int]]
 ) -> Named:
     """An axis of shares as the factors that the part has."""
-    shape = (*ids.shape[:at], *(length for _, length in inner), *ids.shape[at + 1 :])
-    return Named(
-        (*tokens[:at], *(token for token, _ in inner), *tokens[at + 1 :]), ids.reshape(shape)
-    )
+    own: list[AxisToken] = []
+    lengths: list[int] = []
+    for token, length in inner:
+        own.append(token)
+        lengths.append(length)
+    shape = (*ids.shape[:at], *lengths, *ids.shape[at + 1 :])
+    return Named((*tokens[:at], *own, *tokens[at + 1 :]), ids.reshape(shape))
 
 
 def merged_shares(

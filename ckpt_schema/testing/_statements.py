@@ -59,6 +59,7 @@ class Statement:
         factor = self.factor
         factor = expressions.value(factor, sizes) if isinstance(factor, str) else factor
         factor, alike = factor**self.power, len({*dtypes}) == 1
+        # Without a word of rounding a cast is exact, or refused.
         keeps = abs(factor) == 1 and not self.amount and (alike or not self.rounds)
         reach = abs(self.amount)
         return Line(factor, self.amount, reach, frozenset[str]() if keeps else frozenset(dtypes))
@@ -70,13 +71,14 @@ def rules_over(row: Row, rules: Iterable[tuple[LogicalPath, T]]) -> list[tuple[i
     The longest path wins; of what an optimizer keeps for a param, one that begins at the root.
     """
     mirror = bool(row.mirrors)
-    found: list[tuple[tuple[bool, int], int, T]] = []
+    ranked: list[tuple[tuple[bool, int], int, T]] = []
     for path, rule in rules:
         start = start_in(row, path)
         if start is not None:
-            found.append(((mirror and start > 0, -start - len(path)), start, rule))
-    found.sort(key=lambda each: each[0])
-    return [(start, rule) for _, start, rule in found]
+            # A path that begins at the model counts as if it were written from the root.
+            ranked.append(((mirror and start > 0, -start - len(path)), start, rule))
+    ranked.sort(key=lambda hit: hit[0])
+    return [(start, rule) for _, start, rule in ranked]
 
 
 def statement_of(row: Row, rules: Iterable[Rule]) -> Statement:
@@ -90,6 +92,7 @@ def statement_of(row: Row, rules: Iterable[Rule]) -> Statement:
     spoken = [(r.path, r) for r in rules if isinstance(r, kinds)]
     is_open = False
     for start, rule in rules_over(row, spoken):
+        # The rule that wins comes first: what a kind of rule has said already is not said again.
         if isinstance(rule, RawKey):
             raw = True
         elif isinstance(rule, Reverse):
@@ -105,6 +108,7 @@ def statement_of(row: Row, rules: Iterable[Rule]) -> Statement:
             is_open = is_open or (amount is None and follows and _degree(row) is None)
             amount = amount if amount is not None else 0.0 if follows else rule.amount
         elif exponent is None:
+            # A moment of degree d goes by the factor to the power of -d, and the param by itself.
             degree = _degree(row) if mirror and start > 0 else -1
             is_open = is_open or degree is None
             power, factor = -(degree or 0), rule.rest
@@ -119,4 +123,8 @@ def statement_of(row: Row, rules: Iterable[Rule]) -> Statement:
 def _degree(row: Row) -> int | None:
     """The degree of a moment in the gradient of its param, whose path ends its own."""
     own = row.path[: len(row.path) - len(parse_path(row.mirrors)) + 1]
-    return next((DEGREES[name] for name in reversed(own) if name in DEGREES), None)
+    # The innermost name counts: `nu` in `chain/1/nu/...`.
+    for name in reversed(own):
+        if name in DEGREES:
+            return DEGREES[name]
+    return None

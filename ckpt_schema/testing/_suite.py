@@ -150,7 +150,7 @@ def idle(lens: Lens, law: Law, options: Options) -> str:
         return f"what this lens does depends on values, both ways, and is not for jit: {', '.join(seen)}"
     if law.kind in ("jit", "sharded", "disk") and (wide := narrowed_trial(lens)):
         return f"jax has no leaves of {' and '.join(wide)}, unless jax_enable_x64 is set"
-    if law.kind == "free" and not any(refusable(lens, side) for side in (0, 1)):
+    if law.kind == "free" and not refusable(lens, 0) and not refusable(lens, 1):
         return "this lens refuses no value"
     if law.name == "Function" and (options.outputs is None or options.source is None):
         return "nothing is said of what the models compute: set `source`, `source_outputs` and `view_outputs`"

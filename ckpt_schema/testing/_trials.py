@@ -86,7 +86,7 @@ class Trial:
     @property
     def mixed(self) -> bool:
         """Whether NumPy arrays stand beside sharded ones."""
-        return any(sample.mixed for sample in self.samples)
+        return self.samples[0].mixed or self.samples[1].mixed
 
     @property
     def names_axes(self) -> bool:
@@ -165,9 +165,11 @@ class GivenTrial(Trial):
 
     def code(self, *names: str) -> list[str]:
         """Which states they are."""
-        return [
-            f"{name} = the `{'source' if name == 's' else 'view'}` that is given" for name in names
-        ]
+        lines: list[str] = []
+        for name in names:
+            side = "source" if name == "s" else "view"
+            lines.append(f"{name} = the `{side}` that is given")
+        return lines
 
 
 def trials(

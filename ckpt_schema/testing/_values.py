@@ -72,21 +72,21 @@ def make(
     for (dtype, bounds), places in alike.items():
         shapes = [_stored(*requests[at][:2]) for at in places]
         ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
-        for at, shape, part in zip(
-            places,
-            shapes,
-            np.split(draw(rng, dtype, (int(ends[-1]),), bounds), ends[:-1]),
-            strict=True,
-        ):
+        # One long array, which is cut where each leaf ends.
+        drawn = draw(rng, dtype, (int(ends[-1]),), bounds)
+        parts = np.split(drawn, ends[:-1])
+        for at, shape, part in zip(places, shapes, parts, strict=True):
             made[at] = _leaf(requests[at][0], part.reshape(shape))
     return made
 
 
 def _stored(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the numbers that a leaf holds: of keys, their words."""
     return (*shape, key_words(dtype)) if dtype in IMPLS else shape
 
 
 def _leaf(dtype: str, value: np.ndarray[Any, Any]) -> Any:
+    """A leaf of its numbers."""
     if dtype in IMPLS:
         return jax.random.wrap_key_data(jnp.asarray(value), impl=key_impl(dtype))
     return value
@@ -100,6 +100,7 @@ def _counted(
     if jnp.issubdtype(kind, jnp.integer):
         low, high = bounds or (int(jnp.iinfo(kind).min), int(jnp.iinfo(kind).max))
         most = min(high - max(low, 0) + 1, 2**62)  # NumPy takes no greater number
+        # Where the dtype, or its partner's, ends, it is counted from the beginning again.
         count = max(low, 0) + count % most
     elif kind == jnp.bool_:
         count = count % 3 == 0
@@ -124,27 +125,24 @@ def hostile(
     kind, size = jnp.dtype(dtype), int(np.prod(shape))
     if jnp.issubdtype(kind, jnp.integer):
         low, high = bounds or (int(jnp.iinfo(kind).min), int(jnp.iinfo(kind).max))
-        drawn = rng.integers(
-            low, high, size, np.uint64 if high >= 2**63 else np.int64, endpoint=True
-        )
-        worst = np.array(
-            [each for each in (low, high, 0, -1, 1) if low <= each <= high], drawn.dtype
-        )
-        return (
-            np.where(rng.random(size) < 0.5, drawn, rng.choice(worst, size))
-            .astype(kind)
-            .reshape(shape)
-        )
+        # Drawn wider than they are, for NumPy draws no integers of four bits.
+        wide = np.uint64 if high >= 2**63 else np.int64
+        drawn = rng.integers(low, high, size, wide, endpoint=True)
+        known = [number for number in (low, high, 0, -1, 1) if low <= number <= high]
+        mixed = _half(rng, drawn, np.array(known, drawn.dtype))
+        return mixed.astype(kind).reshape(shape)
     if kind == jnp.bool_:
         return rng.integers(0, 2, size).astype(bool).reshape(shape)
     part = jnp.finfo(kind).dtype  # complex numbers are pairs of it
-    bits, worst = np.dtype(f"u{part.itemsize}"), _worst(part.name)
+    # As integers, for a NaN that is handled as a float may lose its payload.
+    bits = np.dtype(f"u{part.itemsize}")
     drawn = np.frombuffer(rng.bytes(size * kind.itemsize), bits)
-    return (
-        np.where(rng.random(drawn.size) < 0.5, drawn, rng.choice(worst, drawn.size))
-        .view(kind)
-        .reshape(shape)
-    )
+    return _half(rng, drawn, _worst(part.name)).view(kind).reshape(shape)
+
+
+def _half(rng: np.random.Generator, drawn: Any, worst: Any) -> Any:
+    """What was drawn, about half of it replaced by the worst there is."""
+    return np.where(rng.random(drawn.size) < 0.5, drawn, rng.choice(worst, drawn.size))
 
 
 @functools.cache
@@ -157,17 +155,20 @@ def _worst(dtype: str) -> np.ndarray[Any, Any]:
     quiet = exponent | (mantissa + 1) >> 1
     plain = [
         0,
-        1,
-        mantissa,
-        mantissa + 1,
-        exponent,
-        exponent | 1,
+        1,  # the least number above zero
+        mantissa,  # the greatest subnormal one
+        mantissa + 1,  # the least normal one
+        exponent,  # infinity, where the dtype has one
+        exponent | 1,  # a signaling NaN, which becomes a quiet one if it is computed with
         quiet,
-        quiet | 1,
-        sign - 1,
+        quiet | 1,  # a NaN with a payload
+        sign - 1,  # all bits but the sign: a NaN as a rule
         int(_bits_of(info.max)),
     ]
-    return np.array([pattern | s for pattern in plain for s in (0, sign)], bits)
+    patterns: list[int] = []
+    for pattern in plain:
+        patterns += [pattern, pattern | sign]
+    return np.array(patterns, bits)
 
 
 def _bits_of(value: Any) -> Any:

@@ -296,8 +296,10 @@ def _optional(of: Layout | Lens, side: int) -> Iterator[tuple[str, ...]]:
     copies: collections.Counter[int] = collections.Counter()
     if isinstance(of, Lens):
         partners = tables[1 - side].rows
-        ends = [((join.sources, join.views), (join.views, join.sources))[side] for join in of.joins]
-        for own, others in ends:
+        ends: list[tuple[Sequence[int], Sequence[int]]] = []
+        for join in of.joins:
+            own, others = ((join.sources, join.views), (join.views, join.sources))[side]
+            ends.append((own, others))
             uses.update(own)
             copies.update(others)
         for own, others in ends:
