@@ -17,7 +17,9 @@ from jaxtyping import Array, BFloat16, Float32, Int32
 from support.outcomes import refused
 
 import ckpt_schema as cs
-from ckpt_schema.testing import LensLaws, check_laws, weakened
+from ckpt_schema._trees.conformance import Matcher
+from ckpt_schema.testing import BrokenLawError, LensLaws, check_laws, weakened
+from ckpt_schema.testing._sums import sum_bounds
 
 
 class Torch(cs.Schema):
@@ -355,6 +357,23 @@ class TestSum(LensLaws):
 
     lens = STACKED
     max_examples = 1
+
+
+def test_a_sum_that_is_another_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first(kind: object, parts: list[Any]) -> Any:
+        return parts[0]
+
+    monkeypatch.setattr("ckpt_schema.testing._sums._computed", first)
+    with pytest.raises(BrokenLawError, match="Naming does not hold"):
+        check_laws(LENS, ["Naming"], max_examples=1)
+
+
+@pytest.mark.parametrize("lens", [LENS, BACK])
+def test_what_comes_back_is_off_by_its_rounding_and_no_more(lens: cs.Lens) -> None:
+    tree = lens.put(lens.get(TREE if lens is LENS else {"bias": np.float32([3, 4])}))
+    slots = Matcher(lens.source).match(tree).slots
+    bounds = [bound for _, bound in sum_bounds(lens, slots, jax.tree.leaves(tree))]
+    assert bounds and all((bound > 0).all() and (bound < 2.0**-16).all() for bound in bounds)
 
 
 def test_the_laws_where_the_view_has_the_parts_and_keeps_one() -> None:

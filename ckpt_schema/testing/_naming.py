@@ -14,12 +14,12 @@ from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._trees.containers import Tree
 from ckpt_schema.errors import Mismatch
-from ckpt_schema.testing._held import by_key, first, same, whole_array
+from ckpt_schema.testing._held import HeldLeaves, by_key, first, same, whole_array
 from ckpt_schema.testing._laws import LawError
 from ckpt_schema.testing._named_arrays import FILLS, bases, indices_of
 from ckpt_schema.testing._origins import origins
 from ckpt_schema.testing._provenance import Origin, is_alike
-from ckpt_schema.testing._sums import add_sums, alike_sums
+from ckpt_schema.testing._sums import add_sums, alike_sums, computed_again
 
 __all__ = ["naming"]
 
@@ -31,7 +31,7 @@ def naming(lens: Lens, s: Tree) -> None:
     """
     by_row, before, after = origins_of(lens), by_key(s), by_key(lens.get(s))
     # A row that stands for several holds what is computed of them, as the lens has it.
-    add_sums(lens.source, lens.folds[0], before, lens.dims)
+    added = add_sums(lens.source, lens.folds[0], before, lens.dims)
     add_sums(lens.view, lens.folds[1], after, lens.dims)
     computed = {one.row for one in lens.folds[0]}
     made = {one.row for one in lens.folds[1]}
@@ -59,13 +59,29 @@ def naming(lens: Lens, s: Tree) -> None:
         # What is rounded on the way is as good as the line says, and all else is equal in each bit.
         if origin.line.dtypes and is_alike(origin.line, expected, theirs):
             continue
-        is_computed = number in made or not computed.isdisjoint(origin.rows)
-        if is_computed and alike_sums(expected, theirs):
-            continue
+        if number in made or not computed.isdisjoint(origin.rows):
+            sizes = _added(lens, origin, added)
+            bound = computed_again(lens, number, expected) if number in made else 0
+            if alike_sums(expected, theirs, sizes, bound):
+                continue
         if not same(expected, theirs):
             faults.append(_fault(rows, row, "others, or in another order", first(expected, theirs)))
     if faults:
         raise LawError("elements are not where their names say", faults)
+
+
+def _added(lens: Lens, origin: Origin, added: HeldLeaves) -> Any:
+    """How large what was added is, for each element of a row of the view."""
+    starts = bases(lens.source, lens.dims)
+    firsts: list[int] = []
+    sizes: list[Any] = []
+    for at in origin.rows:
+        array = whole_array(lens.source.rows[at], added, lens.dims)
+        if array is not None:  # what is no sum is not rounded
+            firsts.append(starts[at])
+            sizes.append(array)
+    # They go where the elements go, and are scaled as these are.
+    return np.abs(_expected(origin, firsts, sizes)) if sizes else np.longdouble(0)
 
 
 def _fault(rows: list[Row], row: Row, found: str, hint: str = "") -> Mismatch:

@@ -18,7 +18,7 @@ from ckpt_schema._layouts.table import Layout, Row, Slot, slots_of
 from ckpt_schema._lens.arrays.conversions import converted, is_checked, subnormal
 from ckpt_schema._lens.codecs import Exact, Word
 from ckpt_schema._lens.derive.joins import Join
-from ckpt_schema._lens.fold_rules import Addition, Scaling
+from ckpt_schema._lens.fold_rules import Addition
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.tasks import Application, applications
 from ckpt_schema._trees import containers
@@ -41,7 +41,8 @@ class Maker:
         number: Whether a step is a Python number, as ``TrainState.create`` leaves it.
         carried: What else is asked of the values.
         flipped: The logical path of a leaf of whose values one bit is another than the lens carries.
-        plain: Rows of numbers of which new scales may be made: neither infinite nor far from 1.
+        plain: Rows of numbers that are added up or scaled: neither infinite nor far from 1, for a
+            sum that overflows is refused.
     """
 
     layout: Layout
@@ -222,19 +223,17 @@ def maker(
         # A join that reads the leaf would settle it; the others still hold.
         joins = [join for join in carries.joins if freed.isdisjoint(join.sources)]
         carries = Demand(tuple(joins), carries.rows)
-    return Maker(layout, lens.dims, bounds, number, carries, flipped, _scaled_rows(lens, side))
+    return Maker(layout, lens.dims, bounds, number, carries, flipped, _computed_rows(lens, side))
 
 
-def _scaled_rows(lens: Lens, side: int) -> frozenset[int]:
-    """The rows of one side that have scales, or are the products with those of the other."""
+def _computed_rows(lens: Lens, side: int) -> frozenset[int]:
+    """The rows of one side that are computed with, or are what is computed of those of the other."""
     pairs: list[tuple[int, int]] = []
     for join in lens.joins:
         pairs += join.pairs
     rows: set[int] = set()
     for own, folds in enumerate(lens.folds):
         for fold in folds:
-            if not isinstance(fold.kind, Scaling):
-                continue
             if own == side:
                 rows.update(fold.parts)
             else:
@@ -319,15 +318,17 @@ class Demand:
 def demands(lens: Lens, side: int) -> Demand | None:
     """What a lens asks of the values of its source (0) or view (1), if it asks anything."""
     rows = lens.wholes[0].rows, lens.wholes[1].rows
-    turned = lens.joins if side == 0 else tuple(join.inverse for join in lens.joins)
     # What is computed is no leaf that a value could be written to.
     products = {one.row for one in lens.folds[side] if not isinstance(one.kind, Addition)}
-    turned = tuple(join for join in turned if products.isdisjoint(join.sources))
+    turned: list[Join] = []
     sources: collections.Counter[int] = collections.Counter()
     views: collections.Counter[int] = collections.Counter()
-    for join in turned:
-        sources.update(join.sources)
-        views.update(join.views)
+    for given in lens.joins:
+        join = given if side == 0 else given.inverse
+        if products.isdisjoint(join.sources):
+            turned.append(join)
+            sources.update(join.sources)
+            views.update(join.views)
     asking: list[Join] = []
     for join in turned:
         # Two joins of one row are copies, which have to stay equal: ties, and what is kept twice.

@@ -28,7 +28,14 @@ from ckpt_schema._lens.rules import Private, Rename, Rule
 from ckpt_schema.testing._held import host
 from ckpt_schema.testing._named_arrays import Sizes, indices_of, key_of
 
-__all__ = ["add_sums", "alike_sums", "is_within_bound", "rules_without_sums", "sum_bounds"]
+__all__ = [
+    "add_sums",
+    "alike_sums",
+    "computed_again",
+    "is_within_bound",
+    "rules_without_sums",
+    "sum_bounds",
+]
 
 
 def rules_without_sums(origin: Derivation) -> Sequence[Rule]:
@@ -71,8 +78,14 @@ def add_sums(
     sums: Sequence[FoldedRow],
     held: MutableMapping[tuple[str, ...], Any],
     sizes: Sizes,
-) -> None:
-    """Puts the sum of several rows in the place of one of them."""
+) -> dict[tuple[str, ...], Any]:
+    """Puts the sum of several rows in the place of one of them.
+
+    Returns:
+        How large what was added is, for each element of these sums, by key path: as large as that
+        is what rounding is measured by, however small the sum.
+    """
+    added: dict[tuple[str, ...], Any] = {}
     for one in sums:
         for indices in indices_of(table.rows[one.row], sizes):
             keys = [_key(table, number, indices, held) for number in (one.row, *one.others)]
@@ -81,6 +94,30 @@ def add_sums(
                 continue  # a tree without a part has no sum
             with np.errstate(all="ignore"):
                 held[keys[0]] = _computed(one.kind, parts)
+                added[keys[0]] = _added(one.kind, parts)
+    return added
+
+
+def _added(kind: FoldKind, parts: Sequence[Any]) -> Any:
+    """How large what is added is, once for each time that a sum may be rounded."""
+    sizes = list(map(_size, parts))
+    if isinstance(kind, Addition):
+        return sum(sizes) * (len(parts) - 1)
+    if isinstance(kind, LowRank):
+        # An element of the product is a sum of as many terms as the rank.
+        rank = _rank(kind, parts)
+        step = np.einsum(kind.subscripts, sizes[1], sizes[2]) * abs(kind.alpha / rank)
+        return sizes[0] + step * (rank + 1)
+    return np.zeros(parts[0].shape, np.longdouble)  # one product, which is rounded once
+
+
+def _rank(kind: LowRank, parts: Sequence[Any]) -> int:
+    """The rank of two factors: of ``dr,rh->dh`` the size of ``r``, which both have, and their product has not."""
+    factors, product = kind.subscripts.split("->")
+    first, second = factors.split(",")
+    lengths = dict(zip(first + second, parts[1].shape + parts[2].shape, strict=True))
+    (shared,) = (set(first) & set(second)) - set(product)
+    return lengths[shared]
 
 
 def _computed(kind: FoldKind, parts: Sequence[Any]) -> Any:
@@ -89,12 +126,8 @@ def _computed(kind: FoldKind, parts: Sequence[Any]) -> Any:
     if isinstance(kind, Addition):
         return np.sum(wide, axis=0).astype(parts[0].dtype)
     if isinstance(kind, LowRank):
-        # Of `dr,rh->dh` the rank is `r`: the letter that both have, and the product has not.
-        first, second = kind.subscripts.split("->")[0].split(",")
-        rank = dict(zip(first + second, parts[1].shape + parts[2].shape, strict=True))
-        (shared,) = (set(first) & set(second)) - set(kind.subscripts.split("->")[1])
         step = np.einsum(kind.subscripts, wide[1], wide[2])
-        return (wide[0] + step * (kind.alpha / rank[shared])).astype(parts[0].dtype)
+        return (wide[0] + step * (kind.alpha / _rank(kind, parts))).astype(parts[0].dtype)
     # Numbers with a scale for each block are left: element by element, each looks its own up.
     made = np.empty(parts[0].shape, parts[1].dtype)
     blocks: list[int] = []
@@ -120,22 +153,46 @@ def _key(
     return key if key in held else boxed if boxed in held else None
 
 
-def alike_sums(expected: Any, found: Any) -> bool:
-    """Whether sums are equal as numbers: what is no number has no bits, and the smallest may be zero."""
-    form = FORMATS.get(str(expected.dtype))
-    if expected.shape != found.shape or form is None:
+def alike_sums(expected: Any, found: Any, added: Any, bound: Any) -> bool:
+    """Whether sums are equal as numbers: what is no number has no bits, and the smallest may be zero.
+
+    Args:
+        expected: What the sums are.
+        found: What the lens makes.
+        added: How large what was added is, for each element.
+        bound: How far off each may be besides, where it was taken apart and is computed again.
+    """
+    if expected.shape != found.shape or str(expected.dtype) not in FORMATS:
         return False
     with np.errstate(all="ignore"):
         one, two = expected.astype(np.longdouble), found.astype(np.longdouble)
         alike = (one == two) | (np.isnan(one) & np.isnan(two))
-        # A sum of three is rounded twice by the lens, and here once.
-        near = np.abs(one - two) <= np.ldexp(np.abs(one), -form.mantissa)
-        return bool((alike | near | (np.abs(one - two) <= _least(form))).all())
+        bound = bound + _bound(expected, np.abs(one) + added)
+        # Of what is infinite there is no rounding.
+        return bool((alike | (np.isfinite(bound) & (np.abs(one - two) <= bound))).all())
 
 
 def _least(form: Any) -> Any:
     """The least number that devices do not flush to zero."""
-    return np.ldexp(np.longdouble(1), -form.normal)
+    return np.ldexp(np.longdouble(1), form.normal)
+
+
+def computed_again(lens: Lens, row: int, values: Any) -> Any:
+    """How far off each element of a row of the view may be that is taken apart, and computed again of its parts."""
+    for one in lens.folds[1]:
+        if one.row == row and str(values.dtype) in FORMATS:
+            return _there_and_back(one.kind, lens, row, values, _fills(lens, one))
+    return np.longdouble(0)
+
+
+def _fills(lens: Lens, one: FoldedRow) -> list[float]:
+    """How large the numbers are that fill the parts which are not made of the whole."""
+    fills: list[float] = []
+    for number in one.others:
+        default = lens.view.rows[number].default
+        if isinstance(default, Fill):
+            fills.append(abs(float(default.value)))
+    return fills
 
 
 def sum_bounds(
@@ -156,14 +213,12 @@ def sum_bounds(
                     yield at, np.longdouble(np.inf)
             elif number == one.row:
                 # Added and taken off again: what is small beside the others is rounded as they are.
-                places = [at, *(slots[other, indices] for other in one.others)]
-                yield at, _bound(leaves[at], 2 * sum(_size(leaves[each]) for each in places))
+                size = _size(leaves[at])
+                for other in one.others:
+                    size = size + _size(leaves[slots[other, indices]])
+                yield at, _bound(leaves[at], 2 * size)
     for one in lens.folds[1]:
-        fills: list[float] = []
-        for number in one.others:
-            default = lens.view.rows[number].default
-            if isinstance(default, Fill):
-                fills.append(abs(float(default.value)))
+        fills = _fills(lens, one)
         rows: set[int] = set()
         for join in lens.joins:
             rows.update(source for source, view in join.pairs if view == one.row)
