@@ -59,6 +59,14 @@ def training(model: Any, wrt: Any = nnx.Param) -> Any:
     return pair_models.Training(model(nnx.Rngs(1)), TX, wrt)
 
 
+def two_optimizers() -> Any:
+    """A state in which no moments are of all params: they are written leaf by leaf."""
+    params = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(3)}
+    parts = {"x": optax.adam(1.0), "y": optax.sgd(1.0)}
+    tx = optax.multi_transform(parts, {"a": "x", "b": "y"})
+    return {"params": params, "opt_state": tx.init(params)}
+
+
 READINGS: dict[str, Reading] = {
     "Linen, scanned": lambda: cs.infer(
         flax_models.linen_state(flax_models.OPTIMIZERS["chain schedule"]), scan={"layers": 1}
@@ -107,6 +115,7 @@ READINGS: dict[str, Reading] = {
         joined=".",
         lists=["model/layers/{i}"],
     ),
+    "an optimizer for each param": lambda: cs.infer(two_optimizers()),
     "modules": lambda: cs.infer(
         nnx.Dict(
             a=nnx.Sequential(

@@ -135,6 +135,7 @@ class _Reader:
         self._heads = [paths.parse_pattern(text) if text else () for text in spec.mirrors]
         # Leaves that are written out, by path: a mirror makes none of its own there.
         self._written = {paths.parse_path(text): text for text in spec.leaves}
+        self._written_heads = {head for path in self._written for head in self._heads_of(path)}
 
     def is_mirrored(self, node: Node) -> bool:
         """Whether a container stands where a param does."""
@@ -142,7 +143,14 @@ class _Reader:
             place = (*head, *self._root)
             if node.key[: len(place)] == place:
                 return True
-        return False
+        # Moments that are written leaf by leaf have no mirror, and stand where params do all the same.
+        return not self._written_heads.isdisjoint(self._heads_of(tuple(map(paths.named, node.key))))
+
+    def _heads_of(self, path: LogicalPath) -> Iterator[LogicalPath]:
+        """What stands before the path of a param at the end of a path."""
+        for at in range(len(path)):
+            if path[at:] in self._params:
+                yield path[:at]
 
     def rows(self) -> Iterator[Row]:
         """All rows, those of mirrors first."""
