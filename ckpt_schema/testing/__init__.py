@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ckpt_schema.testing._suite import Options as Options
     from ckpt_schema.testing._suite import check_laws as check_laws
 
+# By module, for each is loaded when one of its names is asked for.
 _HOMES = {
     "_discovered": ("assert_discovered",),
     "_devices": ("DevicesError", "virtual_devices"),
@@ -71,6 +72,7 @@ def _loaded(module: str, name: str) -> Any:
     try:
         return importlib.import_module(f"{__name__}.{module}")
     except ModuleNotFoundError as error:
+        # Any other module that is missing is none of the extra `test`, and tells its own name.
         if error.name not in ("hypothesis", "pytest"):
             raise
         hint = "pip install 'ckpt-schema[test]'"

@@ -72,6 +72,8 @@ class Model:
             # A Python number is part of the program: the function may branch on it.
             plain = [None if _is_array(x) else x for x in leaves]
             self._program = self._compiled((floats, others), plain, treedef)
+        # Accelerators multiply float32 in fewer bits unless they are told, and no unit of rounding
+        # that the program tells would say so.
         with jax.default_matmul_precision("highest"):
             (_, outputs), gradients = self._program(floats, others)
         flat = flatten(outputs)
@@ -98,6 +100,7 @@ class Model:
             with jax.default_matmul_precision("highest"):
                 traced = program.trace(*given)
         except Exception as error:
+            # The first line: jax goes on for a page.
             said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             fault = Mismatch(
                 self.name, "outputs", "a function that jax can differentiate", said, _CURE

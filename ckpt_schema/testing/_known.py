@@ -35,6 +35,7 @@ def known(table: Layout, tree: Tree, sizes: Mapping[str, int]) -> None:
         dims.update((*row.dims, *row.unrolled))
     follow = _follow(dims)
     faults = list(report.mismatches)
+    # Names that do not follow may be told or not: nobody is promised these.
     for name in sorted(follow & sizes.keys()):
         if report.dims.get(name) != sizes[name]:
             size = str(report.dims.get(name, "no size"))

@@ -57,6 +57,7 @@ def refusal_law(lens: Lens, s: Tree, v: Tree) -> None:
             "check": lambda wrong=wrong: _checked(lens, wrong),
         }
         for name, ask in asked.items():
+            # A refusal that names another leaf sends the reader to the wrong place.
             said = _said(ask, key)
             if said:
                 expected = f"an error of {name} that names it, for {what}"
@@ -150,6 +151,7 @@ def _of_rank(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
 
 def _of_size(lens: Lens, tree: Tree, rng: np.random.Generator) -> Wrong | None:
     """One layer or element more on some axis than all others have: the lens is bound to sizes."""
+    # Drawn before a leaf is chosen, and taken by the number of axes that this one has.
     axis = int(rng.integers(8))
 
     def change(leaf: Any) -> Any:

@@ -70,6 +70,7 @@ class Sharded:
         specs = all_shardings(self.mesh, shape)
         # Of one seed, leaves of other shapes are sharded in ways that have nothing in common.
         chosen = specs[(self.seed * 7919 + 31 * len(shape)) % len(specs)]
+        # A leaf that is moved to the host keeps its mesh axes: both have to be carried over.
         memories = other_memories()
         if self.seed % 6 == 3 and memories:
             return chosen.with_memory_kind(memories[0])
@@ -102,6 +103,7 @@ def mesh(shape: tuple[int, ...], axis_type: AxisType = AxisType.Auto) -> Mesh:
     Raises:
         DevicesError: There are fewer devices.
     """
+    # A mesh may be of fewer devices than there are.
     devices = jax.devices()[: math.prod(shape)]
     verify_devices(math.prod(shape))
     return jax.make_mesh(

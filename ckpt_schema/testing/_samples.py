@@ -93,6 +93,7 @@ class Sample:
         """What makes leaves of values."""
         if isinstance(self.leaves, str):
             return as_numpy if self.leaves == "numpy" else as_jax
+        # A mesh is named by its shape, for a `Mesh` is nothing that could be written as code.
         place = Sharded(mesh(*self.leaves), self.spec)
         return Mixed(place) if self.mixed else place
 
