@@ -115,6 +115,7 @@ ORDER = """
     _lens.derive.bounds
     _lens.derive.joins
     _lens.losses
+    _lens.derive.fold_kinds
     _lens.derive.folded_rows
     _lens.derive.view_names
     _lens.derive.levels
@@ -159,6 +160,7 @@ ORDER = """
     _lens.arrays.moves
     _lens.arrays.shardings
     _lens.arrays.programs
+    _lens.arrays.packed_words
     _lens.arrays.block_scales
     _lens.arrays.low_rank
     _lens.arrays.fold_arithmetic

@@ -101,6 +101,9 @@ _WRITTEN: Mapping[type, tuple[str, Callable[[Any], _Said]]] = {
             "path": _path(r.path),
             "scale": _path(r.scale),
             "block": [*r.block],
+            "packed": r.packed,
+            "along": None if r.along == -1 else r.along,
+            "zero": (r.zero or None) if isinstance(r.zero, int) else _path(r.zero),
             "rounding": "nearest" if r.rounds else None,
         },
     ),
@@ -200,7 +203,15 @@ _READ: Mapping[str, tuple[Callable[..., Any], Mapping[str, str]]] = {
     "total": (fold_rules.total, {"whole": "text", "parts": "texts"}),
     "dequantize": (
         fold_rules.dequantize,
-        {"path": "text", "scale": "text", "block": "block", "rounding?": "text"},
+        {
+            "path": "text",
+            "scale": "text",
+            "block": "block",
+            "packed?": "text",
+            "along?": "axis",
+            "zero?": "zero",
+            "rounding?": "text",
+        },
     ),
     "lora": (fold_rules.lora, {"path": "text", "a": "text", "b": "text", "alpha": "number"}),
     "series": (_series, {"members": "texts", "name": "text"}),
@@ -261,6 +272,12 @@ def _read_axis(told: JsonObject, name: str, types: KnownTypes) -> int:
     return told.taken(name, "the number of an axis", lambda x: type(x) is int and abs(x) < 100, 0)
 
 
+def _read_zero(told: JsonObject, name: str, types: KnownTypes) -> Any:
+    value = told.value(name)
+    # A number, or the path of those of each block.
+    return told.text(name) if type(value) is not int else value
+
+
 def _read_block(told: JsonObject, name: str, types: KnownTypes) -> Any:
     return [value for _, value in told.each(name)]
 
@@ -279,4 +296,5 @@ _ARGUMENTS: Mapping[str, Callable[[JsonObject, str, KnownTypes], Any]] = {
     "axis": _read_axis,
     "factor": _read_factor,
     "block": _read_block,
+    "zero": _read_zero,
 }

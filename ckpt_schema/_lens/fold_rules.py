@@ -19,12 +19,16 @@ __all__ = [
     "FoldKind",
     "FoldRule",
     "LowRank",
+    "Packing",
     "Scaling",
     "Total",
     "dequantize",
     "lora",
     "total",
 ]
+
+PACKED = {"float4_e2m1fn": 4, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8}
+"""The numbers that may stand in words, and how many bits each has."""
 
 
 # --- What is computed  ---
@@ -62,6 +66,37 @@ class Addition:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Packing:
+    """Numbers of few bits, several in a word, the first in its lowest bits.
+
+    Attributes:
+        numbers: What they are.
+        axis: The axis, of the leaf as it is stored, along which a word holds several.
+        count: How many are in a word.
+    """
+
+    numbers: str
+    axis: int
+    count: int
+
+    @property
+    def bits(self) -> int:
+        """How many bits a number has."""
+        return PACKED[self.numbers]
+
+    def whole(self, words: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the numbers of an array of words.
+
+        Example:
+            >>> Packing("int4", 1, 8).whole((64, 2))
+            (64, 16)
+        """
+        shape = [*words]
+        shape[self.axis] *= self.count
+        return tuple(shape)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Scaling:
     """Numbers of few bits, each times the scale of its block.
 
@@ -69,32 +104,51 @@ class Scaling:
         block: How many numbers along each axis of the leaf, as it is stored, have one scale; None:
             all of them.
         rounds: Whether numbers and scales are made anew of other values.
+        packing: How the numbers stand in words; None where each is an element.
+        zero: What is taken off each number before.
+        has_zeros: Whether a third part says that, block by block.
     """
 
     block: tuple[int | None, ...]
     rounds: bool = False
+    packing: Packing | None = None
+    zero: int = 0
+    has_zeros: bool = False
 
     @property
     def made(self) -> int:
         """How many of the parts the way back makes, the first ones; the others are private."""
         # Without rounding the scales stay as they are, and values that do not fit them are refused.
-        return 2 if self.rounds else 1
+        return 2 + self.has_zeros if self.rounds else 1
 
     def told(self, parts: str) -> str:
         """What it is, in words."""
-        return f"the product of {parts} by blocks"
+        what = "computed of" if self.has_zeros else "the product of"
+        words = "" if self.packing is None else f", {self.packing.count} numbers a word"
+        return f"{what} {parts} by blocks{words}"
 
     def dtype(self, parts: Sequence[str]) -> str:
         """What the whole is, from what the parts are."""
-        # The scales are floats, and the numbers have too few bits for the product.
-        return parts[1]
+        # The scales are floats, and the numbers have too few bits for the product. But powers of two
+        # alone hold no products: bfloat16 has their exponents, and digits for the numbers.
+        return "bfloat16" if parts[1] in EXPONENTS else parts[1]
+
+    def numbers(self, stored: str) -> str:
+        """What the numbers are, from what is stored of them."""
+        return stored if self.packing is None else self.packing.numbers
+
+    def whole(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the whole, from that of what is stored of the numbers."""
+        return tuple(shape) if self.packing is None else self.packing.whole(shape)
 
     def lost(self, parts: Sequence[str], dtypes: Sequence[str]) -> str:
         """What is lost of the parts."""
-        product = f"the product of {' and '.join(parts)} alone is kept, rounded in {dtypes[1]}"
+        what = "what is computed of" if self.has_zeros else "the product of"
+        product = f"{what} {' and '.join(parts)} alone is kept, rounded in {self.dtype(dtypes)}"
         if not self.rounds:
             return product
-        return f"{product}; back, other values are rounded to {dtypes[0]}, with new scales"
+        numbers = self.numbers(dtypes[0])
+        return f"{product}; back, other values are rounded to {numbers}, with new scales"
 
     def cure(self, others: Sequence[str]) -> str:
         """What to do where nobody says what becomes of the parts."""
@@ -144,6 +198,9 @@ class LowRank:
         )
 
 
+EXPONENTS = ("uint8", "float8_e8m0fnu")
+"""The dtypes of scales that are powers of two: their exponents, counted from -127."""
+
 FoldKind = Addition | Scaling | LowRank
 """What a fold computes."""
 
@@ -173,17 +230,29 @@ class Dequantize:
     scale: LogicalPath
     block: tuple[int | None, ...]
     rounds: bool = False
+    packed: str | None = None
+    along: int = -1
+    zero: LogicalPath | int = 0
 
     @property
     def beside(self) -> tuple[LogicalPath, ...]:
         """The other parts."""
-        return (self.scale,)
+        return (self.scale, self.zero) if isinstance(self.zero, tuple) else (self.scale,)
 
     def __str__(self) -> str:
         """The rule as it is written."""
-        paths = f"{'/'.join(self.path)!r}, scale={'/'.join(self.scale)!r}"
-        rounding = ", rounding='nearest'" if self.rounds else ""
-        return f"dequantize({paths}, block={self.block!r}{rounding})"
+        words = [f"{'/'.join(self.path)!r}", f"scale={'/'.join(self.scale)!r}"]
+        words.append(f"block={self.block!r}")
+        if self.packed is not None:
+            words.append(f"packed={self.packed!r}")
+        if self.along != -1:
+            words.append(f"along={self.along}")
+        if self.zero:
+            zero = self.zero if isinstance(self.zero, int) else "/".join(self.zero)
+            words.append(f"zero={zero!r}")
+        if self.rounds:
+            words.append("rounding='nearest'")
+        return f"dequantize({', '.join(words)})"
 
     __repr__ = __str__
 
@@ -255,6 +324,9 @@ def dequantize(
     *,
     scale: str,
     block: Sequence[int | None] = (128, 128),
+    packed: Literal["float4_e2m1fn", "int4", "uint4", "int8", "uint8"] | None = None,
+    along: int = -1,
+    zero: str | int = 0,
     rounding: Literal["nearest"] | None = None,
 ) -> Dequantize:
     """A rule: the leaf at ``path`` holds numbers of few bits, to be multiplied by the scales at ``scale``, one for each block.
@@ -262,6 +334,10 @@ def dequantize(
     So the files of DeepSeek have ``weight`` in ``float8_e4m3fn`` and ``weight_scale_inv``, and files of int8 or int4 have
     scales of rows. The other side has the products, in the dtype of the scales; another dtype there takes a `cast`. They are
     computed in float32 and rounded once, each where it is: nothing is gathered but the scales.
+
+    With ``packed`` the leaf holds words, of each of which several numbers are made: the whole has so many times more elements
+    along one axis, ``[out words*8]`` of ``int32[out words]``. The files of gpt-oss have bytes of two ``float4_e2m1fn`` each,
+    and scales in ``uint8`` that are exponents of two, counted from -127: their products are ``bfloat16``.
 
     On the way back a leaf that still is what was computed of ``onto`` gives its numbers and scales back, to the last bit.
     What is another one is an error, unless ``rounding`` says that it may be quantized anew.
@@ -272,6 +348,10 @@ def dequantize(
         block: How many numbers have one scale, along the last axes of one layer's leaf: ``(128, 128)``; None for all along
             an axis: ``(1, None)`` is a scale for each row, ``(None, None)`` one in all. An axis of the scales that has one
             element may be left out of them.
+        packed: What the numbers in words of integers are, the first in the lowest bits.
+        along: The axis along which a word holds several, counted from the end.
+        zero: What stands for zero, and is taken off each number before: a number for all, or the logical path of integers,
+            one for each block. These are packed as the numbers are, along any axis, its last word filled up; or not.
         rounding: ``"nearest"``: of other values, numbers and scales are made anew. The greatest of a block becomes the
             greatest number of the dtype, and each is rounded to the nearest.
 
@@ -285,18 +365,32 @@ def dequantize(
         >>> print(dequantize("**/weight", scale="**/weight_scale_inv"))
         dequantize('**/weight', scale='**/weight_scale_inv', block=(128, 128))
     """
-    verify_paths("dequantize", path=path, scale=scale)
+    paths = {"path": path, "scale": scale}
+    verify_paths("dequantize", **(paths if type(zero) is int else {**paths, "zero": zero}))
     sizes: list[object] = [*block] if isinstance(block, (list, tuple)) else []
+    faults: list[Mismatch] = []
     if not sizes or any(size is not None and (type(size) is not int or size < 1) for size in sizes):
         hint = "such as (128, 128), or (1, None) for a scale for each row"
         expected = "whole numbers of at least 1, or None, for the last axes"
-        fault = Mismatch("block", "declaration", expected, shown(block), hint)
-        raise not_well_formed("dequantize", fault)
+        faults.append(Mismatch("block", "declaration", expected, shown(block), hint))
+    if packed is not None and packed not in PACKED:
+        hint = "without it, each element is a number"
+        faults.append(
+            Mismatch("packed", "declaration", f"one of {', '.join(PACKED)}", shown(packed), hint)
+        )
+    if type(along) is not int or along >= 0:
+        hint = "-1 is the last one, of one layer's leaf"
+        faults.append(
+            Mismatch("along", "declaration", "an axis counted from the end", shown(along), hint)
+        )
     if rounding not in (None, "nearest"):
         hint = "without it, values that were changed are an error"
-        fault = Mismatch("rounding", "declaration", '"nearest"', shown(rounding), hint)
-        raise not_well_formed("dequantize", fault)
-    return Dequantize(rule_path(path), rule_path(scale), tuple(block), rounding is not None)
+        faults.append(Mismatch("rounding", "declaration", '"nearest"', shown(rounding), hint))
+    if faults:
+        raise not_well_formed("dequantize", *faults)
+    zeros = zero if isinstance(zero, int) else rule_path(zero)
+    rounds = rounding is not None
+    return Dequantize(rule_path(path), rule_path(scale), tuple(block), rounds, packed, along, zeros)
 
 
 def lora(path: str, *, a: str, b: str, alpha: float | None = None) -> Adapter:

@@ -538,11 +538,13 @@ def joined_lens(
     """
     # A fold is joined as if the whole were a leaf; how its parts make it is kept besides.
     spelled, wanted = without_folds(*tables, rules)
-    left, right, joins, said = join(*with_wholes(tables, wanted), spelled, sizes)
+    wholes, scaled = with_wholes(tables, wanted)
+    left, right, joins, said = join(*wholes, spelled, sizes)
     # Rows that stand for several are joined as one, and kept as they were declared.
     if wanted:
         said = tuple(rules)
-        left, right = as_declared(left, tables[0]), as_declared(right, tables[1])
+        left = as_declared(left, tables[0], scaled[0])
+        right = as_declared(right, tables[1], scaled[1])
     if pairs is None:
         joined: list[tuple[int, int]] = []
         for one in joins:

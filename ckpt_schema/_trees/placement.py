@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,16 @@ from ckpt_schema._compat import Tracer, process_allgather
 from ckpt_schema._layouts.leaves import is_typed_key
 from ckpt_schema._trees.jitted import Program
 
-__all__ = ["as_bits", "describe_shardings", "gathered", "in_memory", "near", "octets", "placed"]
+__all__ = [
+    "as_bits",
+    "describe_shardings",
+    "divides",
+    "gathered",
+    "in_memory",
+    "near",
+    "octets",
+    "placed",
+]
 
 
 def placed(value: Any, sharding: Any) -> jax.Array:
@@ -77,6 +87,15 @@ def in_memory(value: Any, kind: str | None) -> Any:
     if (value.sharding.memory_kind or usual) == (kind or usual):
         return value
     return jax.device_put(value, value.sharding.with_memory_kind(kind or usual))
+
+
+def divides(sharding: Any, shape: Sequence[int]) -> bool:
+    """Whether an array of a shape can be sharded so: each device has as much."""
+    try:
+        sharding.shard_shape(tuple(shape))
+    except ValueError:
+        return False
+    return True
 
 
 def _usual_memory(sharding: Any) -> str:

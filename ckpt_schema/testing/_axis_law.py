@@ -38,7 +38,7 @@ from ckpt_schema.testing._named_arrays import (
     key_of,
     size,
 )
-from ckpt_schema.testing._naming import origins_of
+from ckpt_schema.testing._naming import origins_of, unpacked_tables
 from ckpt_schema.testing._provenance import Origin
 
 __all__ = ["axes_kept"]
@@ -66,7 +66,7 @@ def axes_kept(lens: Lens) -> None:
     """
     kind = (meta.Partitioned, nn.LogicallyPartitioned)[sum(lens.dims.values()) % 2]
     after = _boxes(lens.get(_named_tree(lens, kind)))
-    starts = bases(lens.source, lens.dims)
+    starts = bases(unpacked_tables(lens)[0], lens.dims)
     faults = [*_misplaced(lens)]
     for number, origin in origins_of(lens).items():
         row = lens.view.rows[number]
@@ -276,7 +276,7 @@ def _along(lens: Lens, line: Any, starts: list[int]) -> _Run:
     numbers = np.searchsorted(np.asarray(starts), line, side="right") - 1
     rows: list[int] = list(dict.fromkeys(numbers.tolist()))
     for number in rows:
-        row = lens.source.rows[number]
+        row = unpacked_tables(lens)[0].rows[number]
         shape = frame_of(row).shape(lens.dims)
         first = len(row.unrolled)
         own = line[numbers == number] - starts[number]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ckpt_schema._layouts.paths import format_path
-from ckpt_schema._layouts.table import Row
+from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._trees.containers import Tree
@@ -19,9 +20,9 @@ from ckpt_schema.testing._laws import LawError
 from ckpt_schema.testing._named_arrays import FILLS, bases, indices_of
 from ckpt_schema.testing._origins import origins
 from ckpt_schema.testing._provenance import Origin, is_alike
-from ckpt_schema.testing._sums import add_sums, alike_sums, computed_again
+from ckpt_schema.testing._sums import add_sums, alike_sums, computed_again, unpacked_layout
 
-__all__ = ["naming"]
+__all__ = ["naming", "origins_of", "unpacked_tables"]
 
 
 def naming(lens: Lens, s: Tree) -> None:
@@ -35,17 +36,18 @@ def naming(lens: Lens, s: Tree) -> None:
     add_sums(lens.view, lens.folds[1], after, lens.dims)
     computed = {one.row for one in lens.folds[0]}
     made = {one.row for one in lens.folds[1]}
-    starts = bases(lens.source, lens.dims)
+    source, view = unpacked_tables(lens)
+    starts = bases(source, lens.dims)
     faults: list[Mismatch] = []
     for number, origin in by_row.items():
-        row, rows = lens.view.rows[number], [lens.source.rows[at] for at in origin.rows]
+        row, rows = view.rows[number], [source.rows[at] for at in origin.rows]
         firsts: list[int] = []
         ours: list[Any] = []
         for at in origin.rows:
             # Of no layers there is no leaf.
-            if indices_of(lens.source.rows[at], lens.dims):
+            if indices_of(source.rows[at], lens.dims):
                 firsts.append(starts[at])
-                ours.append(whole_array(lens.source.rows[at], before, lens.dims))
+                ours.append(whole_array(source.rows[at], before, lens.dims))
         if not ours or not indices_of(row, lens.dims):
             continue
         # An optional leaf that the source lacks says nothing.
@@ -94,9 +96,27 @@ def _fault(rows: list[Row], row: Row, found: str, hint: str = "") -> Mismatch:
 def origins_of(lens: Lens) -> Mapping[int, Origin]:
     """Where everything comes from; where paths do not tell, as in chains unlike each other, the lens does."""
     # A lens that was made of cells alone has no rules: names tell all of it.
-    steps = lens.derivations or (Derivation(lens.source, lens.view),)
+    steps = [*(lens.derivations or (Derivation(lens.source, lens.view),))]
+    # Numbers in words are elements of no layout that anybody has declared.
+    source, view = unpacked_tables(lens)
+    if source is not lens.source:
+        steps[0] = _with_end(steps[0], source, is_left=True)
+    if view is not lens.view:
+        steps[-1] = _with_end(steps[-1], view, is_left=False)
     pairs = [join.pairs[0] for join in lens.joins if join.plain]
     return origins(steps, lens.dims, pairs)
+
+
+def unpacked_tables(lens: Lens) -> tuple[Layout, Layout]:
+    """Both layouts, whose leaves of words have an element for each number."""
+    left, right = lens.folds
+    return unpacked_layout(lens.source, left), unpacked_layout(lens.view, right)
+
+
+def _with_end(step: Derivation, table: Layout, *, is_left: bool) -> Derivation:
+    if is_left != step.inverted:
+        return dataclasses.replace(step, source=table)
+    return dataclasses.replace(step, view=table)
 
 
 def _expected(origin: Origin, starts: list[int], values: list[Any]) -> np.ndarray[Any, Any]:

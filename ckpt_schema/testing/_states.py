@@ -18,7 +18,7 @@ from ckpt_schema._layouts.table import Layout, Row, Slot, slots_of
 from ckpt_schema._lens.arrays.conversions import converted, is_checked, subnormal
 from ckpt_schema._lens.codecs import Exact, Word
 from ckpt_schema._lens.derive.joins import Join
-from ckpt_schema._lens.fold_rules import Addition
+from ckpt_schema._lens.fold_rules import Addition, Scaling
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.plan.tasks import Application, applications
 from ckpt_schema._trees import containers
@@ -212,7 +212,7 @@ def maker(
         flipped: That of a leaf of whose values one bit is another.
     """
     layout = (lens.source, lens.view)[side]
-    bounds = _bounds(lens, side)
+    bounds = {**_bounds(lens, side), **_exponents(lens, side)}
     freed: set[int] = set()
     for at, row in enumerate(layout.rows):
         if "/".join(row.path) == free:
@@ -239,6 +239,16 @@ def _computed_rows(lens: Lens, side: int) -> frozenset[int]:
             else:
                 rows.update(pair[side] for pair in pairs if pair[own] == fold.row)
     return frozenset(rows)
+
+
+def _exponents(lens: Lens, side: int) -> dict[int, Bounds]:
+    """For the rows of one side that are exponents of scales: some not far from those of 1."""
+    table, found = (lens.source, lens.view)[side], dict[int, Bounds]()
+    for fold in lens.folds[side]:
+        scales = fold.others[0]
+        if isinstance(fold.kind, Scaling) and table.rows[scales].leaf.dtype == "uint8":
+            found[scales] = 121, 133
+    return found
 
 
 def refusable(lens: Lens, side: int) -> tuple[str, ...]:

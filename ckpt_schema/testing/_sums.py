@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ from ckpt_schema._lens.fold_rules import (
     Dequantize,
     FoldKind,
     LowRank,
+    Packing,
+    Scaling,
     Total,
 )
 from ckpt_schema._lens.lens import Lens
@@ -35,6 +38,7 @@ __all__ = [
     "is_within_bound",
     "rules_without_sums",
     "sum_bounds",
+    "unpacked_layout",
 ]
 
 
@@ -129,7 +133,8 @@ def _computed(kind: FoldKind, parts: Sequence[Any]) -> Any:
         step = np.einsum(kind.subscripts, wide[1], wide[2])
         return (wide[0] + step * (kind.alpha / _rank(kind, parts))).astype(parts[0].dtype)
     # Numbers with a scale for each block are left: element by element, each looks its own up.
-    made = np.empty(parts[0].shape, parts[1].dtype)
+    numbers = wide[0] if kind.packing is None else _numbers(parts[0], kind.packing)
+    made = np.empty(numbers.shape, jnp.dtype(kind.dtype([str(part.dtype) for part in parts])))
     blocks: list[int] = []
     grid: list[int] = []
     for told, length in zip(kind.block, made.shape, strict=True):
@@ -137,10 +142,53 @@ def _computed(kind: FoldKind, parts: Sequence[Any]) -> Any:
         blocks.append(block)
         grid.append(-(-length // max(block, 1)))  # rounded up
     scales = wide[1].reshape(grid)
+    if parts[1].dtype == np.uint8:
+        scales = np.longdouble(2) ** (scales - 127)
+    zeros = _zeros(parts, kind, grid) if kind.has_zeros else np.full(grid, kind.zero)
     for place in np.ndindex(*made.shape):
         number = tuple(at // block for at, block in zip(place, blocks, strict=True))
-        made[place] = wide[0][place] * scales[number]
+        made[place] = (numbers[place] - zeros[number]) * scales[number]
     return made
+
+
+def _numbers(words: Any, packing: Packing) -> Any:
+    """The numbers in words, taken one by one out of the bytes of each."""
+    made = np.empty(packing.whole(words.shape), np.longdouble)
+    kind = jnp.dtype(packing.numbers)
+    for at in np.ndindex(*words.shape):
+        octets = [int(octet) for octet in words[at].tobytes()]
+        for number in range(packing.count):
+            octet, half = divmod(number * packing.bits, 8)
+            code = octets[octet] >> half & (1 << packing.bits) - 1
+            place = [*at]
+            place[packing.axis] = at[packing.axis] * packing.count + number
+            # Of int4 a whole byte is kept, whose upper half counts for nothing.
+            made[tuple(place)] = np.uint8(code).view(kind)
+    return made
+
+
+def _zeros(parts: Sequence[Any], kind: Scaling, grid: Sequence[int]) -> Any:
+    """What stands for zero in each block: words where they are fewer, and plain integers else."""
+    stored, packing = parts[2], kind.packing
+    if packing is None or [n for n in stored.shape if n > 1] == [n for n in grid if n > 1]:
+        return stored.astype(np.int64).reshape(grid)
+    (axis,) = [at for at, n in enumerate(grid) if stored.shape[at] != n]
+    full = _numbers(stored, dataclasses.replace(packing, axis=axis))
+    return full[tuple(slice(n) for n in grid)]
+
+
+def unpacked_layout(table: Layout, folds: Sequence[FoldedRow]) -> Layout:
+    """A layout, whose leaves of words have an element for each number."""
+    rows = list(table.rows)
+    for fold in folds:
+        if not isinstance(fold.kind, Scaling) or fold.kind.packing is None:
+            continue
+        row, packing = rows[fold.row], fold.kind.packing
+        _, axis = row.axes[packing.axis]
+        *rest, last = row.leaf.dims[axis]
+        more = (last * packing.count,) if isinstance(last, int) else (last, packing.count)
+        rows[fold.row] = dataclasses.replace(row, leaf=row.leaf.with_axis(axis, (*rest, *more)))
+    return dataclasses.replace(table, rows=tuple(rows)) if rows != [*table.rows] else table
 
 
 def _key(
@@ -236,10 +284,11 @@ def _there_and_back(kind: FoldKind, lens: Lens, row: int, leaf: Any, fills: Sequ
     # No more than half a step of the greatest number of all blocks, and the rounding of scales.
     size = _size(leaf)
     most = size[np.isfinite(size)].max(initial=0)
-    dtype = lens.view.rows[row].leaf.dtype
+    dtype = kind.numbers(lens.view.rows[row].leaf.dtype)
     form = FORMATS.get(dtype)
-    # Floats have steps that grow with the number; those of integers are all of one size.
-    step = 2.0 ** -(form.mantissa + 1) if form else 0.5 / int(jnp.iinfo(dtype).max)
+    # Floats have steps that grow with the number; those of integers are all of one size. A scale
+    # that is a power of two may be almost twice as large as the greatest number asks for.
+    step = 2.0**-form.mantissa if form else 0.5 / (int(jnp.iinfo(dtype).max) - kind.zero)
     return _bound(leaf, size) + most * np.longdouble(step * 1.02 + 2.0**-7)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from ckpt_schema._layouts.formats import FORMATS, Format
 
-__all__ = ["added", "is_nan", "multiplied", "recast", "xp_of"]
+__all__ = ["added", "is_nan", "multiplied", "product", "recast", "xp_of"]
 
 Made = tuple[Any, Any]
 """The bits of floats, and where a number became something that is none, or the other way round."""
@@ -77,6 +77,39 @@ def multiplied(bits: Any, form: Format, factor: float, *, divides: bool = False)
     sign = parts.sign ^ work.word(factor < 0)
     made = dataclasses.replace(done(parts, digits, exponent - 1), sign=sign)
     return work.together(made, form)
+
+
+def product(few: Any, other: Any, form: Format, after: Format) -> Any:
+    """Numbers of 8 digits at most times others, rounded once, also where a factor or the product is subnormal.
+
+    Args:
+        few: The numbers of few digits, as bits of floats of 32 bits, or 64; none is subnormal.
+        other: The others, likewise.
+        form: The format of both.
+        after: That of the products, which has no more digits.
+    """
+    work = _Work.on(few, form)
+    one, two = work.apart(few, form), work.apart(other, form)
+    word, where = work.word, work.xp.where
+    # Digits of 8 and of 24 make one of 31 or 32, which is the product, exactly.
+    digits = (one.digits >> word(work.point - 7)) * two.digits
+    carry = digits >> word(work.point + 8)
+    by = carry + word(1)
+    kept = digits >> by
+    # 6 more than are wanted tell how to round, where the last says whether anything is behind it.
+    kept = kept | (digits != (kept << by)).astype(word)
+    exponent = one.exponent + two.exponent + carry.astype(np.int32)
+    made = dataclasses.replace(two, exponent=exponent, digits=kept, sign=one.sign ^ two.sign)
+    magnitude = work.magnitude(made, after, more=6)
+    magnitude = where(magnitude > word(after.greatest), word(_beyond(after)), magnitude)
+    exact = ((made.sign << word(after.bits - 1)) | magnitude).astype(f"uint{after.bits}")
+    # Infinities and NaNs are multiplied as floats, by nothing that a backend takes for zero.
+    size = other & word(form.magnitudes)
+    small = (size > word(0)) & (size < word(1 << form.mantissa))
+    one_ = word(form.bias << form.mantissa) | (two.sign << word(form.bits - 1))
+    by_float = work.as_float(few) * work.as_float(where(small, one_, other))
+    special, _ = recast(work.as_bits(by_float), form, after)
+    return where(_is_finite(few, form) & _is_finite(other, form), exact, special)
 
 
 def added(bits: Any, form: Format, amount: float) -> Made:
@@ -236,7 +269,7 @@ class _Work:
     def together(self, parts: _Parts, form: Format) -> Made:
         """Floats of a format, put together of parts; NaNs and infinities as they were before."""
         word, where = self.word, self.xp.where
-        magnitude = self._magnitude(parts, form)
+        magnitude = self.magnitude(parts, form)
         nan, finite = is_nan(parts.bits, parts.form), _is_finite(parts.bits, parts.form)
         beyond = magnitude > word(form.greatest + (form.kind == "scale"))
         if form.kind == "scale":
@@ -248,14 +281,14 @@ class _Work:
         kept = where(nan, form.nan is not None, form.kind == "ieee")
         return made.astype(f"uint{form.bits}"), where(finite, beyond, ~kept)
 
-    def _magnitude(self, parts: _Parts, form: Format) -> Any:
-        """The bits without the sign, as if the exponent had one bit more."""
-        word, xp = self.word, self.xp
+    def magnitude(self, parts: _Parts, form: Format, more: int = 0) -> Any:
+        """The bits without the sign, as if the exponent had one bit more; the digits may be so many more."""
+        word, xp, point = self.word, self.xp, self.point + more
         bias = form.bias + (form.kind == "scale")
         field = parts.exponent + np.int32(bias)
-        field = xp.clip(field, -self.point - 2, (1 << form.exponent) + (form.kind == "scale"))
+        field = xp.clip(field, -point - 2, (1 << form.exponent) + (form.kind == "scale"))
         short = xp.maximum(np.int32(1) - field, np.int32(0))  # digits that a subnormal float lacks
-        by = xp.minimum(short + np.int32(self.point - form.mantissa), np.int32(self.point + 2))
+        by = xp.minimum(short + np.int32(point - form.mantissa), np.int32(point + 2))
         above = (xp.maximum(field, np.int32(1)) - np.int32(1)).astype(word) << word(form.mantissa)
         rounded = _rounded(parts.digits, by.astype(word), xp) + above
         return xp.where(parts.digits == word(0), word(0), rounded)

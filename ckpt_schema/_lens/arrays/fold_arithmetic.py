@@ -16,7 +16,7 @@ import numpy as np
 
 from ckpt_schema._compat import Tracer
 from ckpt_schema._layouts import leaves
-from ckpt_schema._lens.arrays.block_scales import dequantized, requantized
+from ckpt_schema._lens.arrays.block_scales import dequantized, has_nan_exponents, requantized
 from ckpt_schema._lens.arrays.blocks import Kind
 from ckpt_schema._lens.arrays.low_rank import with_low_rank
 from ckpt_schema._lens.fold_rules import Addition, FoldKind, Scaling
@@ -27,7 +27,20 @@ __all__ = ["InfiniteError", "unfolded_parts", "whole_of"]
 
 
 class InfiniteError(Exception):
-    """A sum of finite numbers is none."""
+    """A sum of finite numbers is none, or a value has none that stands for it.
+
+    Attributes:
+        part: The number of the part that it is told of.
+        found: What it is.
+        hint: What to do.
+    """
+
+    def __init__(self, found: str = "", part: int = 0, hint: str = "") -> None:
+        super().__init__(found)
+        self.part, self.found = part, found or "one that is none"
+        self.hint = hint or (
+            "parts that are not computed with keep their values: give each a place of its own"
+        )
 
 
 def whole_of(kind: FoldKind, parts: Sequence[Any], kinds: Sequence[Kind]) -> Any:
@@ -51,13 +64,18 @@ def whole_of(kind: FoldKind, parts: Sequence[Any], kinds: Sequence[Kind]) -> Any
     if any(map(leaves.is_abstract, parts)):
         first = leaves.abstract(parts[0])
         dtype = leaves.dtype_of(kind.dtype(dtypes))
-        return jax.ShapeDtypeStruct(first.shape, dtype, sharding=first.sharding)
+        # What shards the words of an axis shards the numbers in them.
+        shape = kind.whole(first.shape) if isinstance(kind, Scaling) else first.shape
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=first.sharding)
     # From left to right: floats are not associative, and the way back takes them off in this order.
     if isinstance(kind, Addition):
         return functools.reduce(functools.partial(_computed, dtypes[0], True), parts)
     given = [leaves.materialized(part, dtype) for part, dtype in zip(parts, dtypes, strict=True)]
     if isinstance(kind, Scaling):
-        return _finite(*dequantized(given[0], given[1], kind.block, dtypes[1]))
+        if has_nan_exponents(given[1], dtypes[1]):
+            hint = "its block stands for nothing: look for what has written the scale"
+            raise InfiniteError("an exponent of 255, which is none", 1, hint)
+        return _finite(*dequantized(given, kind, kinds))
     step = (kind.subscripts, kind.alpha, dtypes[0])
     return _finite(*with_low_rank(given[0], given[1:], *step, is_sum=True))
 
@@ -86,7 +104,10 @@ def unfolded_parts(
     if isinstance(kind, Addition):
         return [functools.reduce(functools.partial(_computed, dtype, False), others, whole)]
     if isinstance(kind, Scaling):
-        return _finite(*requantized(whole, kind.block, kinds))
+        made, fault = requantized(whole, kind, kinds)
+        if fault:
+            raise InfiniteError(fault)
+        return made
     step = (kind.subscripts, kind.alpha, dtype)
     return [_finite(*with_low_rank(whole, others, *step, is_sum=False))]
 

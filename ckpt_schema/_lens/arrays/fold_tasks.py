@@ -28,6 +28,7 @@ from ckpt_schema._lens.arrays.checks import LeafTask
 from ckpt_schema._lens.arrays.comparison import difference, differs
 from ckpt_schema._lens.arrays.fold_arithmetic import InfiniteError, unfolded_parts, whole_of
 from ckpt_schema._lens.fold_rules import FoldKind
+from ckpt_schema._trees import placement
 from ckpt_schema.errors import ConformanceError, Mismatch
 
 __all__ = [
@@ -249,6 +250,9 @@ def _abstract_part(whole: Any, apart: TakenApart, number: int, like: Any) -> Any
     kind = apart.kinds[number]
     # The first part has the axes of the whole; scales and narrow factors have others.
     sharding = getattr(whole, "sharding", None) if number == 0 else None
+    # Numbers may be sharded where the words that they stand in do not divide.
+    if sharding is not None and not placement.divides(sharding, kind.shape):
+        sharding = None
     part = jax.ShapeDtypeStruct(kind.shape, leaves.dtype_of(kind.dtype), sharding=sharding)
     return execution.as_like(part, like)
 
@@ -325,8 +329,8 @@ def _faults(task: FoldTask, given: LeafTask[AnyTask]) -> list[Mismatch]:
     for gathered in task.before:
         try:
             wholes.append(_gathered(gathered, task, given.values))
-        except InfiniteError:
-            faults.append(_infinite(given.paths[gathered.places[0]]))
+        except InfiniteError as error:
+            faults.append(_infinite(given.paths[gathered.places[error.part]], error))
     if faults:
         return faults
     # A whole has no key path: messages call it by its first part.
@@ -351,10 +355,9 @@ def _untold(task: FoldTask, given: LeafTask[AnyTask], wholes: Sequence[Any]) -> 
             _taken_apart(apart, whole, own, given.values, given.likes)
         except ConformanceError as error:
             yield from error.mismatches
-        except InfiniteError:
-            yield _infinite(apart.where)
+        except InfiniteError as error:
+            yield _infinite(apart.where, error)
 
 
-def _infinite(where: str) -> Mismatch:
-    hint = "parts that are not computed with keep their values: give each a place of its own"
-    return Mismatch(where, "value", "a finite number", "one that is none", hint)
+def _infinite(where: str, error: InfiniteError) -> Mismatch:
+    return Mismatch(where, "value", "a finite number", error.found, error.hint)

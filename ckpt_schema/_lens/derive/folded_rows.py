@@ -4,38 +4,37 @@ All that a lens does to such a leaf it does to the *whole*, what is computed, wh
 place of one part. So a rule for a sum is a rename of that part, the others being private.
 
 Around a derivation this comes three times: `without_folds` turns the rules for folds into plain
-ones, `with_wholes` gives the rows the dtypes of what is computed, and when both layouts are joined
+ones, `with_wholes` makes the rows what is computed, and when both layouts are joined
 `folded_rows` tells which rows it was.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import jax.numpy as jnp
-
-from ckpt_schema._layouts import leaves
-from ckpt_schema._layouts.formats import FORMATS
-from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import LogicalPath
-from ckpt_schema._layouts.sizes import Size
 from ckpt_schema._layouts.table import Layout, Row, called
+from ckpt_schema._lens.derive.fold_kinds import (
+    as_stored_leaf,
+    as_whole,
+    fold_fault,
+    fold_kind,
+    is_quantized,
+    scaling,
+)
 from ckpt_schema._lens.derive.globs import by_node
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.scope import GlobPath, Hit, Scope, standing
 from ckpt_schema._lens.fold_rules import (
     Adapter,
-    Addition,
     Dequantize,
     FoldKind,
     FoldRule,
-    LowRank,
     Scaling,
     Total,
 )
 from ckpt_schema._lens.rules import Private, Rename, Reset, Rule
-from ckpt_schema._lens.spellings import of_dim
 from ckpt_schema.errors import DerivationError, Mismatch
 
 __all__ = [
@@ -78,6 +77,10 @@ FoldedRows = tuple[tuple[FoldedRow, ...], tuple[FoldedRow, ...]]
 """For the source and the view, its rows that stand for several."""
 
 NO_FOLDS: FoldedRows = (), ()
+
+
+_Scalings = Mapping[int, Scaling]
+"""What is computed of rows and their scales, by number."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -218,59 +221,60 @@ def _is_meant(table: Layout, there: set[LogicalPath], rule: Dequantize | Adapter
     if isinstance(rule, Adapter):
         # One narrow leaf of two beside it: the other was forgotten, or has another name.
         return rule.path in there and not there.isdisjoint(rule.beside)
-    # Numbers of few bits without scales: nobody could say what they stand for.
+    # Numbers of few bits without scales: nobody could say what they stand for. Words may be anything.
+    if rule.packed is not None:
+        return rule.path in there
     rows = Scope([(rule.path, rule)]).along(table.rows)
-    return any(_is_quantized(table.rows[number]) for number in rows)
+    return any(is_quantized(table.rows[number]) for number in rows)
 
 
-def _is_quantized(row: Row) -> bool:
-    """Whether a row has numbers of few bits, which take a scale to stand for anything."""
-    form = FORMATS.get(row.leaf.dtype)
-    return row.leaf.dtype in _NARROW or (form is not None and form.bits <= 8)
-
-
-_NARROW = frozenset({"int8", "uint8", "int4", "uint4", "int2", "uint2"})
-
-
-def with_wholes(tables: tuple[Layout, Layout], wanted: Sequence[_Wanted]) -> tuple[Layout, Layout]:
-    """Both layouts; leaves that stand for a product with scales have the dtype of that.
+def with_wholes(
+    tables: tuple[Layout, Layout], wanted: Sequence[_Wanted]
+) -> tuple[tuple[Layout, Layout], tuple[_Scalings, _Scalings]]:
+    """Both layouts, whose leaves that stand for a product with scales are as that is; and which these are.
 
     Raises:
         DerivationError: With every leaf that has no scales, or is none that could have.
     """
     faults: list[Mismatch] = []
-    left = _with_wholes(tables[0], wanted, 0, faults)
-    right = _with_wholes(tables[1], wanted, 1, faults)
+    left, here = _with_wholes(tables[0], wanted, 0, faults)
+    right, there = _with_wholes(tables[1], wanted, 1, faults)
     if faults:
         raise DerivationError("no lens from {} to {}".format(*called(*tables)), faults)
-    return left, right
+    return (left, right), (here, there)
 
 
 def _with_wholes(
     table: Layout, wanted: Sequence[_Wanted], side: int, faults: list[Mismatch]
-) -> Layout:
+) -> tuple[Layout, _Scalings]:
     # Sums and adapters have the dtype of the part that stands for them: there is nothing to change.
     scaled: list[tuple[LogicalPath, _Wanted]] = []
     for fold in wanted:
         if fold.side == side and isinstance(fold.rule, Dequantize):
             scaled.append((fold.rest, fold))
+    kinds: dict[int, Scaling] = {}
     if not scaled:
-        return table
+        return table, kinds
     rows, by_path = list(table.rows), {row.path: row for row in table.rows}
     for number, hits in Scope(scaled).along(table.rows).items():
         hit, row = hits[0], rows[number]
-        rule, (scale_path,) = hit.rule.rule, hit.rule.others
-        scales = by_path.get(_beside(row, hit, scale_path))
-        if scales is None or not isinstance(rule, Dequantize):
+        rule = hit.rule.rule
+        others: list[Row] = []
+        for part in hit.rule.others:
+            other = by_path.get(_beside(row, hit, part))
+            others += [] if other is None else [other]
+        if len(others) < len(hit.rule.others) or not isinstance(rule, Dequantize):
             continue
-        kind = _scaling(rule, row, scales)
+        kind = scaling(rule, row, others)
         if isinstance(kind, Mismatch):
             faults.append(kind)
             continue
         # The product is of the dtype of the scales, which may be any float yet.
-        leaf = Leaf(row.leaf.dims, scales.leaf.dtype, row.leaf.names, scales.leaf.any_float)
-        rows[number] = dataclasses.replace(row, leaf=leaf)
-    return dataclasses.replace(table, rows=tuple(rows))
+        scales = others[0].leaf
+        dtype = kind.dtype([row.leaf.dtype, scales.dtype])
+        leaf = as_whole(row, kind, dtype, any_float=scales.any_float)
+        rows[number], kinds[number] = dataclasses.replace(row, leaf=leaf), kind
+    return dataclasses.replace(table, rows=tuple(rows)), kinds
 
 
 def _beside(row: Row, hit: Hit[_Wanted], part: LogicalPath) -> LogicalPath:
@@ -282,27 +286,30 @@ def _beside(row: Row, hit: Hit[_Wanted], part: LogicalPath) -> LogicalPath:
     return (*row.path[: hit.start], *part, *row.path[hit.end :])
 
 
-def as_declared(table: Layout, of: Layout) -> Layout:
-    """A layout; leaves that have stood for something else have the dtypes again that they have in another one."""
+def as_declared(table: Layout, of: Layout, scaled: _Scalings) -> Layout:
+    """A layout; leaves that have stood for something else are again what they are in another one.
+
+    Args:
+        table: The layout.
+        of: That as it was declared. What axes are called, the derivation may have said since.
+        scaled: The rows that have stood for a product with scales, by number.
+    """
     rows = list(table.rows)
-    for number, (row, declared) in enumerate(zip(table.rows, of.rows, strict=True)):
-        leaf = declared.leaf
-        if row.leaf.dtype != leaf.dtype:
-            # All but the dtype is as the derivation has left it.
-            leaf = Leaf(row.leaf.dims, leaf.dtype, row.leaf.names, leaf.any_float)
-            rows[number] = dataclasses.replace(row, leaf=leaf)
-    return dataclasses.replace(table, rows=tuple(rows))
+    for number, kind in scaled.items():
+        leaf = as_stored_leaf(rows[number], kind, of.rows[number].leaf)
+        rows[number] = dataclasses.replace(rows[number], leaf=leaf)
+    return dataclasses.replace(table, rows=tuple(rows)) if scaled else table
 
 
 def whole_table(table: Layout, folds: Sequence[FoldedRow]) -> Layout:
-    """A layout, whose leaves that stand for several have the dtype of what is computed."""
+    """A layout, whose leaves that stand for several are as what is computed."""
     rows = list(table.rows)
     for fold in folds:
-        leaf = rows[fold.row].leaf
+        row = rows[fold.row]
         dtype = fold.kind.dtype([rows[number].leaf.dtype for number in fold.parts])
-        if dtype != leaf.dtype:
-            whole = Leaf(leaf.dims, dtype, leaf.names)
-            rows[fold.row] = dataclasses.replace(rows[fold.row], leaf=whole)
+        leaf = as_whole(row, fold.kind, dtype)
+        if leaf != row.leaf:
+            rows[fold.row] = dataclasses.replace(row, leaf=leaf)
     # The same layout where nothing is computed: it is kept by identity.
     return dataclasses.replace(table, rows=tuple(rows)) if folds else table
 
@@ -362,136 +369,12 @@ def _folded_row(
         other = numbers.get(_beside(row, hit, part))
         if other is None:
             hint = f"{fold.rule} computes leaf by leaf: declare them alike"
-            return _fault(row, "the same leaves in each part", "one that lacks some", hint)
+            return fold_fault(row, "the same leaves in each part", "one that lacks some", hint)
         others.append(other)
-    kind = _kind(fold.rule, row, [table.rows[other] for other in others])
+    kind = fold_kind(fold.rule, row, [table.rows[other] for other in others])
     if isinstance(kind, Mismatch):
         return kind
     return FoldedRow(number, tuple(others), kind, fold.is_told)
-
-
-def _kind(rule: FoldRule, row: Row, others: Sequence[Row]) -> FoldKind | Mismatch:
-    """What is computed of rows, or what keeps them from that."""
-    for other in others:
-        # Computed is a whole leaf at once, all of its layers, and a part that is absent has no value.
-        if other.repeats != row.repeats or other.optional or row.optional:
-            hint = f"{rule} computes leaf by leaf: declare them alike"
-            expected = f"{row.stored} and the others always there, with the same layers"
-            return _fault(row, expected, f"{other.stored} at {'/'.join(other.path)}", hint)
-    if isinstance(rule, Total):
-        return _addition(rule, row, others)
-    if isinstance(rule, Adapter):
-        return _low_rank(rule, row, others)
-    return _scaling(rule, row, others[0])
-
-
-def _is_float(row: Row) -> bool:
-    """Whether a row has floats, open ones included."""
-    # Neither has a dtype that numpy knows.
-    if row.leaf.is_open or row.leaf.is_key:
-        return row.leaf.is_open
-    return jnp.issubdtype(leaves.dtype_of(row.leaf.dtype), jnp.floating)
-
-
-def _addition(rule: Total, row: Row, others: Sequence[Row]) -> FoldKind | Mismatch:
-    hint = f"{rule} adds element by element: declare the parts alike"
-    if not _is_float(row):
-        return _fault(row, "floats", str(row.stored), hint)
-    for other in others:
-        if str(other.stored) != str(row.stored):
-            where = f"{other.stored} at {'/'.join(other.path)}"
-            return _fault(row, f"{row.stored} in each part", where, hint)
-    return Addition()
-
-
-def _scaling(rule: Dequantize, row: Row, scales: Row) -> FoldKind | Mismatch:
-    if not _is_quantized(row):
-        hint = "other dtypes hold what they stand for: leave the rule out"
-        return _fault(row, "float8_*, int8, int4", str(row.stored), hint)
-    if not _is_float(scales):
-        where = f"{scales.stored} at {'/'.join(scales.path)}"
-        return _fault(row, "scales that are floats", where, "declare them as they are stored")
-    count = len(row.leaf.dims)
-    if len(rule.block) > count:
-        hint = "a block has a number, or None, for each of the last axes"
-        return _fault(row, f"{len(rule.block)} axes, for {rule}", str(row.stored), hint)
-    # (128, 128) of a leaf [experts in out] is (1, 128, 128): it is of the last axes.
-    of_axes = [*[1] * (count - len(rule.block)), *rule.block]
-    block: list[int | None] = []
-    for what, number in row.axes:
-        # A stack has scales for each layer.
-        block.append(of_axes[number] if what == "axis" else 1)
-    return Scaling(tuple(block), rule.rounds)
-
-
-def _low_rank(rule: Adapter, row: Row, others: Sequence[Row]) -> FoldKind | Mismatch:
-    for part in (row, *others):
-        if not _is_float(part):
-            return _fault(part, "floats", str(part.stored), f"{rule} multiplies and adds")
-    first, second = others
-    # Of square leaves both ways fit, and they are two products.
-    ways = [*_subscripts(row, first, second)]
-    if len(ways) == 1:
-        return LowRank(rule.alpha, ways[0])
-    both = f"{first.stored} and {second.stored}"
-    hint = "declare a as [rank, in] and b as [out, rank], beside [out, in], with names for the dims"
-    if ways:
-        return _fault(row, "one axis that is the rank", f"several in {both}", hint)
-    return _fault(row, f"two leaves whose product is {row.stored}", both, hint)
-
-
-_LAYOUTS = ("ri", "or", "oi"), ("ir", "ro", "io")
-"""The axes of both narrow leaves and the base by letters, as PEFT has them, and as Flax does."""
-
-
-def _subscripts(row: Row, first: Row, second: Row) -> Iterator[str]:
-    """The ways in which a product of two leaves is like another one."""
-    # By names, where all axes of each leaf have their own: a [rank embed], b [mlp rank], [mlp embed].
-    named = [_labels(part, [*map(of_dim, part.leaf.dims)]) for part in (first, second, row)]
-    a, b, whole = map(set, named)
-    rank = a & b - whole
-    is_apart = [len(a), len(b), len(whole)] == [*map(len, named)]
-    if is_apart and len(rank) == 1 and whole == (a | b) - rank:
-        yield _spelled(named)
-        return
-    # By sizes alone, where a leaf was read off a tree, in the two ways that libraries have.
-    parts = first, second, row
-    if [len(part.leaf.dims) for part in parts] != [2, 2, 2]:
-        return
-    for layout in _LAYOUTS:
-        size_of: dict[str, Size] = {}
-        labels: list[list[Hashable]] = []
-        fits = True
-        for part, letters in zip(parts, layout, strict=True):
-            labels.append(_labels(part, letters))
-            for letter, dim in zip(letters, part.leaf.dims, strict=True):
-                # A letter has one size, wherever it stands.
-                fits = fits and size_of.setdefault(letter, of_dim(dim)) == of_dim(dim)
-        if fits:
-            yield _spelled(labels)
-
-
-def _labels(row: Row, names: Sequence[Hashable]) -> list[Hashable]:
-    """What the axes of a leaf as it is stored are called, stacks included."""
-    # A stack axis is in all three leaves, and so is contracted with none.
-    return [names[number] if what == "axis" else ("level", number) for what, number in row.axes]
-
-
-def _spelled(labels: Sequence[Sequence[Hashable]]) -> str:
-    """Labels of the axes of two factors and their product, as ``einsum`` takes them: ``ab,ca->cb``."""
-    letters: dict[Hashable, str] = {}
-    words: list[str] = []
-    for of_leaf in labels:
-        word = ""
-        for label in of_leaf:
-            word += letters.setdefault(label, chr(ord("a") + len(letters)))
-        words.append(word)
-    first, second, whole = words
-    return f"{first},{second}->{whole}"
-
-
-def _fault(row: Row, expected: str, found: str, hint: str) -> Mismatch:
-    return Mismatch("/".join(row.path), "rule", expected, found, hint)
 
 
 def _unlike_moments(row: Row, fold: _Wanted) -> Mismatch:

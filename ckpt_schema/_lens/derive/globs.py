@@ -145,7 +145,9 @@ def _globs(rule: Rule) -> Iterator[_Glob]:
         # Either side may have the whole; the parts have its stars, so the whole is what is looked up.
         glob = _Glob(rule, "whole", ("parts",), (0, 1), at_root=False)
     elif isinstance(rule, (Dequantize, Adapter)):
-        others = ("scale",) if isinstance(rule, Dequantize) else ("a", "b")
+        others = ("a", "b")
+        if isinstance(rule, Dequantize):
+            others = ("scale", "zero") if isinstance(rule.zero, tuple) else ("scale",)
         glob = _Glob(rule, "path", others, (0, 1), at_root=False)
     elif isinstance(rule, Tie):
         glob = _Glob(rule, "copy", ("of",), (0, 1), at_root=False)

@@ -11,6 +11,7 @@ from ckpt_schema._layouts.table import Row, Slot
 from ckpt_schema._lens.arrays.block_scales import grid_of
 from ckpt_schema._lens.arrays.blocks import Kind, Task
 from ckpt_schema._lens.arrays.fold_tasks import AnyTask, FoldTask, Gathered, TakenApart
+from ckpt_schema._lens.arrays.packed_words import zeros_axis
 from ckpt_schema._lens.derive.folded_rows import FoldedRow, FoldedRows
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.middle import Joined
@@ -27,13 +28,17 @@ def with_scales(sides: Joined, sizes: Sizes) -> dict[str, int]:
     Numbers ``[10 8]`` in blocks of 4 by all have scales ``[blocks 1]``, and ``blocks`` is 3.
     """
     known = dict(sizes)
-    for numbers, scales, kind in _scaled(sides):
+    for numbers, others, kind in _scaled(sides):
         shape = dims_.sizes_of(numbers.dims, known)
-        if shape is None or len(shape) != len(scales.dims):
+        if shape is None:
             continue
-        for name, count in zip(_names(scales), grid_of(shape, kind.block), strict=True):
-            if name is not None:
-                known.setdefault(name, count)
+        grid = grid_of(kind.whole(shape), kind.block)
+        for row in others:
+            if len(row.dims) != len(grid):
+                continue
+            for name, count in zip(_names(row), grid, strict=True):
+                if name is not None:
+                    known.setdefault(name, count)
     return known
 
 
@@ -42,7 +47,7 @@ def scale_dims(sides: Joined) -> set[str]:
     counting: set[str] = set()
     others: set[str] = set()
     # By identity: rows of both sides may be equal, and one of them a scale alone.
-    scales = {id(row) for _, row, _ in _scaled(sides)}
+    scales = {id(row) for _, others, _ in _scaled(sides) for row in others}
     for row in (*sides.source.rows, *sides.view.rows):
         names: set[str] = set()
         if id(row) in scales:
@@ -53,12 +58,13 @@ def scale_dims(sides: Joined) -> set[str]:
     return counting - others
 
 
-def _scaled(sides: Joined) -> Iterator[tuple[Row, Row, Scaling]]:
-    """The rows of numbers that have scales, with the rows of these."""
+def _scaled(sides: Joined) -> Iterator[tuple[Row, list[Row], Scaling]]:
+    """The rows of numbers that have scales, with the rows of these and of what stands for zero."""
     for table, folds in zip((sides.source, sides.view), sides.folds, strict=True):
         for fold in folds:
             if isinstance(fold.kind, Scaling):
-                yield table.rows[fold.row], table.rows[fold.others[0]], fold.kind
+                others = [table.rows[number] for number in fold.others]
+                yield table.rows[fold.row], others, fold.kind
 
 
 def _names(row: Row) -> list[str | None]:
@@ -126,16 +132,24 @@ class FoldedLeaves:
         fold = self.of(side, slot)
         if fold is None or not isinstance(fold.kind, Scaling):
             return
-        numbers, scales = [kind.shape for kind in self._kinds(side, self.parts(side, slot))]
-        grid = grid_of(numbers, fold.kind.block)
-        # An axis with one block may be left out: nothing is meant by it.
-        if [count for count in grid if count != 1] == [count for count in scales if count != 1]:
-            return
-        row = self._rows[side][fold.others[0]]
+        numbers, scales, *zeros = self._kinds(side, self.parts(side, slot))
+        whole = fold.kind.whole(numbers.shape)
+        grid = grid_of(whole, fold.kind.block)
         block = " ".join("all" if length is None else str(length) for length in fold.kind.block)
-        expected = f"{list(grid)}, a scale for each block of {block} of {list(numbers)}"
+        blocks = f"each block of {block} of {list(whole)}"
+        # An axis with one block may be left out: nothing is meant by it.
+        if [count for count in grid if count != 1] != [n for n in scales.shape if n != 1]:
+            expected = f"{list(grid)}, a scale for {blocks}"
+            yield self._unlike(side, (fold.others[0], slot[1]), expected, scales)
+        for kind in zeros:
+            if zeros_axis(kind, numbers.dtype, grid, fold.kind.packing) is None:
+                expected = f"{list(grid)}, what is zero for {blocks}, or words of as many"
+                yield self._unlike(side, (fold.others[1], slot[1]), expected, kind)
+
+    def _unlike(self, side: int, slot: Slot, expected: str, kind: Kind) -> Mismatch:
+        row = self._rows[side][slot[0]]
         where = paths.format_path(paths.fill(row.key, slot[1]))
-        yield Mismatch(where, "shape", expected, str(list(scales)), "say another block=")
+        return Mismatch(where, "shape", expected, str(list(kind.shape)), "say another block=")
 
     def touch(self, made: Application, read: int) -> bool:
         """Whether any of these leaves stands for several; ``read`` is the side that is read."""
