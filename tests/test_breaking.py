@@ -110,6 +110,10 @@ def test_a_lens_migrates_what_it_carries(tmp_path: Path) -> None:
     assert f"READ breaking, migrated by source -> view: {leaves} of {leaves} leaves, exact" in str(
         found
     )
+    assert str(found).splitlines()[0].endswith(": nothing breaks, 4 rules migrated")
+    # What it mends is told where all is: printed, it would hide what it does not mend.
+    assert "expected" not in str(found) and "to paste" not in str(found)
+    assert "expected" in found.in_full()
     assert planted.elements(cs.orbax.restore(path, new, lens)) == planted.elements(old)
     # The other way round it is the same lens.
     assert passing(cs.breaking(old, new, ~lens)) == "RWSE"
@@ -121,6 +125,7 @@ def test_a_lens_that_rounds_is_not_exact(tmp_path: Path) -> None:
     found = cs.breaking(old, new, lens)
     assert passing(found) == "RWS"
     assert "not exact" in str(found)
+    assert str(found).splitlines()[0].endswith(": 1 rule broken, 2 rules migrated")
     cs.orbax.restore(path, new, lens)
 
 

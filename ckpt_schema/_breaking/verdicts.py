@@ -88,7 +88,7 @@ class Verdict:
         return f"breaking, not migrated by {self.migration}"
 
     def lines(self, *, in_full: bool = False) -> Iterator[str]:
-        """The lines that tell it: all of them, or the first forty of each list of faults."""
+        """The lines that tell it: all of them, or the first forty of each list of faults, and none that the lens mends."""
         most = _ALL if in_full else _LINES
         meaning = MEANINGS[self.rule]
         if not self.breaks:
@@ -99,9 +99,13 @@ class Verdict:
         if self.follows is not None and not self.faults:
             yield f"{header}, with {self.follows}"
             return
-        told = header, self.faults, self.notes
-        text = format_faults(*told, lines=most, at_length=in_full)
-        yield from text.splitlines()
+        if self.migration is None or in_full:
+            told = header, self.faults, self.notes
+            text = format_faults(*told, lines=most, at_length=in_full)
+            yield from text.splitlines()
+        else:
+            # Who has the lens has no use for what would be wrong without it, nor for rules to paste.
+            yield f"{header}; {counted(len(self.faults), 'fault')} without it"
         if self.migration is not None and self.migration.faults:
             header = f"with {self.migration.name}"
             told = header, self.migration.faults
@@ -159,8 +163,11 @@ class Breaking:
         return "\n".join(self._lines(in_full=True))
 
     def _lines(self, *, in_full: bool = False) -> Iterator[str]:
-        broken = [verdict for verdict in self.verdicts if verdict.breaks]
+        broken = [verdict for verdict in self.verdicts if not verdict.passes]
+        migrated = [verdict for verdict in self.verdicts if verdict.breaks and verdict.passes]
         said = f"{counted(len(broken), 'rule')} broken" if broken else "nothing breaks"
+        if migrated:
+            said += f", {counted(len(migrated), 'rule')} migrated"
         yield f"{self.names[0]} -> {self.names[1]}: {said}"
         for verdict in self.verdicts:
             yield from verdict.lines(in_full=in_full)
