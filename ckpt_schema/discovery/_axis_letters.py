@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import string
 from collections.abc import Mapping, Sequence
 
 from ckpt_schema._layouts import dims as dims_
@@ -31,9 +32,11 @@ class _Lettering:
 
     def __init__(self, shared: int | None) -> None:
         self.sizes: dict[str, int] = {}
-        self._letters = (chr(code) for code in range(ord("a"), ord("z") + 1))
+        self._letters = iter(string.ascii_lowercase)
         self._shared = shared
+        # The letters of each factor of the whole that all parts have, ...
         self.own: dict[int, list[str]] = {}
+        # ... and those of the shared one, for each part.
         self.runs: list[list[str]] = []
 
     def start_part(self) -> None:
@@ -48,6 +51,7 @@ class _Lettering:
         names = self.own.get(factor)
         if names is None:
             names = self.own[factor] = self._taken(sizes)
+        # An earlier part may have cut a factor of 12 as 3 * 4 where this one cuts it as 6 * 2.
         return names if [self.sizes[name] for name in names] == list(sizes) else None
 
     def _taken(self, sizes: Sequence[int]) -> list[str]:
@@ -63,6 +67,8 @@ def lettered_axes(
 
     A leaf that is one leaf there is its only part. None where the sides cut sizes across each other.
     """
+    # q of (8, 4), k and v of (8, 2) as one leaf of (8, 8): the whole is a b+c+d, the parts are
+    # a b, a c and a d.
     wholes = [pair.view if whole_is_view else pair.source for pair in pairs]
     parts = [pair.source if whole_is_view else pair.view for pair in pairs]
     shared = _shared_factor(wholes)
@@ -79,6 +85,7 @@ def lettered_axes(
             cuts = _common_factors(whole.lengths(here), part.lengths(there))
             if cuts is None:
                 return None
+            # The whole names the letters of the axis, major first; the part takes them in order.
             flat: list[str] = []
             for factor, sizes in zip(here, cuts[0], strict=True):
                 names = lettering.names(factor, sizes)
@@ -89,6 +96,7 @@ def lettered_axes(
             for factor, sizes in zip(there, cuts[1], strict=True):
                 theirs[factor] = list(itertools.islice(letters, len(sizes)))
         behind.append(_axis_words(part, theirs))
+    # In the whole the shared factor is the sum of what its parts have of it.
     words = dict(lettering.own)
     if shared is not None:
         words[shared] = [_sum_of(lettering.runs)]
@@ -99,6 +107,7 @@ def _with_numbers(
     whole: list[str], behind: list[list[str]], sizes: Mapping[str, int]
 ) -> tuple[list[str], list[list[str]]]:
     """The same with numbers for letters whose sizes no axis tells, as the halves of a head are 2 and the rest."""
+    # What a derivation can tell of sizes is asked of the very binder that it uses.
     binder = Binder()
     for axes in (whole, *behind):
         for dim in dims_.parse_dims(" ".join(axes)):
@@ -109,10 +118,16 @@ def _with_numbers(
     unknown = sorted(sizes.keys() - binder.sizes.keys(), key=lambda name: sizes[name])
     if not unknown:
         return whole, behind
-    word = re.compile(rf"\b{unknown[0]}\b")
-    number = str(sizes[unknown[0]])
-    sides = [[word.sub(number, axis) for axis in axes] for axes in (whole, *behind)]
-    return _with_numbers(sides[0], sides[1:], {n: s for n, s in sizes.items() if n != unknown[0]})
+    # The smallest becomes a number; with it the others may be told.
+    letter = unknown[0]
+    word = re.compile(rf"\b{letter}\b")
+    number = str(sizes[letter])
+    sides: list[list[str]] = []
+    for axes in (whole, *behind):
+        sides.append([word.sub(number, axis) for axis in axes])
+    others = dict(sizes)
+    del others[letter]
+    return _with_numbers(sides[0], sides[1:], others)
 
 
 def _sum_of(runs: Sequence[Sequence[str]]) -> str:
@@ -132,42 +147,49 @@ def _shared_factor(wholes: Sequence[LeafPiece]) -> int | None:
     """The factor of which each part has a span of its own, one after the other."""
     if len(wholes) == 1:
         return None
-    columns = zip(*(whole.spans for whole in wholes), strict=True)
-    unlike = [number for number, column in enumerate(columns) if len(set(column)) > 1]
-    if len({whole.factors for whole in wholes}) > 1 or len(unlike) != 1:
+    if len({whole.factors for whole in wholes}) > 1:
         return None
-    return unlike[0]
+    # The spans of one factor in all parts, column by column.
+    columns = zip(*[whole.spans for whole in wholes], strict=True)
+    unlike = [factor for factor, spans in enumerate(columns) if len(set(spans)) > 1]
+    return unlike[0] if len(unlike) == 1 else None
 
 
 def _common_factors(
     before: Sequence[int], after: Sequence[int]
 ) -> tuple[list[list[int]], list[list[int]]] | None:
     """The common factors that each size of two equal products falls in, major first; None where they cut across."""
-    found: tuple[list[list[int]], list[list[int]]] = [[] for _ in before], [[] for _ in after]
+    # [12, 2] and [4, 6]: 12 is 4 * 3 and 6 is 3 * 2, so both are 4 * 3 * 2.
+    cuts: tuple[list[list[int]], list[list[int]]] = [[] for _ in before], [[] for _ in after]
     sides = before, after
+    # What is left of each size, and which size of each side is being cut.
     rest = list(before), list(after)
-    at = [0, 0]
+    current = [0, 0]
     while True:
-        for side in (0, 1):  # what is used up, or of size 1, is no factor
-            while at[side] < len(sides[side]) and rest[side][at[side]] == 1:
-                at[side] += 1
-        if at[0] == len(before) or at[1] == len(after):
-            return found if at == [len(before), len(after)] else None
-        size = min(rest[side][at[side]] for side in (0, 1))
+        # What is used up, or of size 1, is no factor.
         for side in (0, 1):
-            if rest[side][at[side]] % size:
+            while current[side] < len(sides[side]) and rest[side][current[side]] == 1:
+                current[side] += 1
+        if current[0] == len(before) or current[1] == len(after):
+            return cuts if current == [len(before), len(after)] else None
+        size = min(rest[0][current[0]], rest[1][current[1]])
+        for side in (0, 1):
+            if rest[side][current[side]] % size:
                 return None
-            found[side][at[side]].append(size)
-            rest[side][at[side]] //= size
+            cuts[side][current[side]].append(size)
+            rest[side][current[side]] //= size
 
 
 def _axis_words(part: LeafPiece, words: Mapping[int, Sequence[str]]) -> list[str]:
     """Each axis of a leaf as the product of its letters; a sum that is multiplied stands in parentheses."""
-    found: list[str] = []
-    numbers = itertools.count()
+    axes: list[str] = []
+    factors = itertools.count()
     for sizes in part.factors:
-        own = itertools.islice(numbers, len(sizes))
-        names = [name for number in own for name in words.get(number, [])]
-        several = len(names) > 1
-        found.append("*".join(f"({n})" if several and "+" in n else n for n in names) or "1")
-    return found
+        names: list[str] = []
+        for factor in itertools.islice(factors, len(sizes)):
+            names += words.get(factor, [])
+        if len(names) > 1:
+            names = [f"({name})" if "+" in name else name for name in names]
+        # A factor of which each part has one index has no letter.
+        axes.append("*".join(names) or "1")
+    return axes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
@@ -90,33 +91,41 @@ def rules_of(
         known: What was known beforehand, which is not said again.
     """
     known = known or KnownLeaves()
+    # Lists and stacks first, for rules speak of a layer. Any option of a choice shows them.
+    first_options = [choice.options[0] for choice in choices]
     partners: tuple[dict[LeafPiece, list[LeafPiece]], dict[LeafPiece, list[LeafPiece]]] = {}, {}
-    first = [pairing for choice in choices for pairing in choice.options[0]]
-    for pairing in [*pairings, *first]:
+    for pairing in itertools.chain(pairings, *first_options):
         for source in pairing.sources:
             partners[0].setdefault(source, []).append(pairing.view)
             partners[1].setdefault(pairing.view, []).append(source)
     found = found_levels(models, pieces, partners)
     levels = known.levels[0].beside(found[0]), known.levels[1].beside(found[1])
-    sides = [
-        Addresses(model, own, name) for model, own, name in zip(models, levels, names, strict=True)
-    ]
-    both = sides[0], sides[1]
+    sides = (
+        Addresses(models[0], levels[0], names[0]),
+        Addresses(models[1], levels[1], names[1]),
+    )
+    # Then what belongs together in one layer, and what that is as rules. The user's own rules say
+    # some of it: that is not said again.
     unsaid: list[Unsaid] = []
-    pairs = _pairs(pairings, both, unsaid)
-    said = _said(known, both)
-    spoken = [each for each in _spoken(pairs, unsaid) if not _is_said(each, said)]
-    scaled = {both[1].path(leaf) for leaf in known.recodes}
-    options, chosen = _options(pairs, choices, both, scaled, unsaid)
-    values = _recodes([one for one in pairs if one.view.leaf not in scaled], unsaid)
+    pairs = _pairs(pairings, sides, unsaid)
+    said = _said(known, sides)
+    spoken = [saying for saying in _spoken(pairs, unsaid) if not _is_said(saying, said)]
+    scaled = {sides[1].path(leaf) for leaf in known.recodes}
+    options, chosen = _options(pairs, choices, sides, scaled, unsaid)
+    values = _recodes(_unscaled(pairs, scaled), unsaid)
     return FoundRules(
-        rules=tuple(_folded(spoken, both)),
+        rules=tuple(_folded(spoken, sides)),
         values=(*values, *chosen),
         levels=levels,
-        sides=both,
+        sides=sides,
         options=options,
         unsaid=tuple(dict.fromkeys(unsaid)),
     )
+
+
+def _unscaled(pairs: Sequence[LayerPair], scaled: Collection[str]) -> list[LayerPair]:
+    """The pairs of whose values the user has said nothing."""
+    return [pair for pair in pairs if pair.view.leaf not in scaled]
 
 
 def _options(
@@ -133,22 +142,28 @@ def _options(
     """
     known: list[Unsaid] = []
     spoken = [*_spoken(told, known)]
+    # Choices of which each layer has its own are alike if their options say the same of the layer.
     alike: dict[frozenset[frozenset[LayerPair]], list[Choice]] = {}
     ways: dict[frozenset[frozenset[LayerPair]], list[list[LayerPair]]] = {}
     for choice in choices:
-        own = [[*_layer_pairs(option, sides, [])] for option in choice.options]
-        mark = frozenset(map(frozenset, own))
+        pairs_of_options = [[*_layer_pairs(option, sides, [])] for option in choice.options]
+        mark = frozenset(map(frozenset, pairs_of_options))
         alike.setdefault(mark, []).append(choice)
-        ways.setdefault(mark, own)
-    found: list[tuple[Choice, tuple[tuple[Rule, ...], ...]]] = []
+        ways.setdefault(mark, pairs_of_options)
+    said: list[tuple[Choice, tuple[tuple[Rule, ...], ...]]] = []
     common: list[Rule] = []
     for mark, several in alike.items():
         options: list[tuple[list[Rule], list[Rule]]] = []
-        for own in ways[mark]:
+        for pairs in ways[mark]:
+            # What an option says is what is said with it and not without: a part of a fused leaf
+            # makes one rule together with the parts that are told.
             faults: list[Unsaid] = []
-            more = [each for each in _spoken([*told, *own], faults) if each not in spoken]
-            recodes = [*_recodes([one for one in own if one.view.leaf not in scaled], faults)]
-            wanted = {_count(sides[1].rows[pair.view.leaf]) for pair in own}
+            more: list[Rule] = []
+            for saying in _spoken([*told, *pairs], faults):
+                if saying not in spoken:
+                    more.append(_as_rule(saying))
+            recodes = [*_recodes(_unscaled(pairs, scaled), faults)]
+            wanted = {_count(sides[1].rows[pair.view.leaf]) for pair in pairs}
             if wanted != {len(several)}:
                 faults.append(
                     Unsaid("a choice that layers have each of their own", "no rule says it")
@@ -157,35 +172,35 @@ def _options(
             if faults:
                 unsaid += faults
             else:
-                options.append(([_as_rule(each) for each in more], recodes))
+                options.append((more, recodes))
+        # Where one option cannot be said, the user could not choose it.
         if len(options) < len(ways[mark]):
-            found.append((several[0], ()))
+            said.append((several[0], ()))
             continue
+        # A scale that all options have is no part of the choice.
         always = [rule for rule in options[0][1] if all(rule in own for _, own in options)]
         common += always
         rules: list[tuple[Rule, ...]] = []
         for more, recodes in options:
-            rules.append((*more, *(rule for rule in recodes if rule not in always)))
-        found.append((several[0], tuple(rules)))
-    return tuple(found), tuple(common)
+            of_option = [rule for rule in recodes if rule not in always]
+            rules.append((*more, *of_option))
+        said.append((several[0], tuple(rules)))
+    return tuple(said), tuple(common)
 
 
 def _said(known: KnownLeaves, sides: tuple[Addresses, Addresses]) -> tuple[set[str], set[str]]:
     """The leaves of both sides that rules say already, by their logical paths."""
-    here, there = (
-        {side.path(leaf) for leaf in allowed}
-        for allowed, side in zip(known.allowed, sides, strict=True)
-    )
-    return here, there
+    return set(map(sides[0].path, known.allowed[0])), set(map(sides[1].path, known.allowed[1]))
 
 
-def _is_said(found: _Saying | Rule, said: tuple[set[str], set[str]]) -> bool:
-    if isinstance(found, _Saying):
-        return found.source in said[0] or found.view in said[1]
-    if not isinstance(found, Fuse):
+def _is_said(saying: _Saying | Rule, said: tuple[set[str], set[str]]) -> bool:
+    if isinstance(saying, _Saying):
+        return saying.source in said[0] or saying.view in said[1]
+    if not isinstance(saying, Fuse):
         return False
-    every = said[0] | said[1]
-    return any("/".join(path) in every for path in (found.whole, *found.parts))
+    # Either side may have the whole.
+    either = said[0] | said[1]
+    return any("/".join(path) in either for path in (saying.whole, *saying.parts))
 
 
 # --- One layer for all  ---
@@ -195,16 +210,17 @@ def _pairs(
     pairings: Sequence[Pairing], sides: tuple[Addresses, Addresses], unsaid: list[Unsaid]
 ) -> list[LayerPair]:
     """What belongs together in one layer, where it is so in all."""
+    # Layers 0, 1 and 2 whose pieces are paired alike are one pair, counted three times.
     layers = collections.Counter(_layer_pairs(pairings, sides, unsaid))
-    found: list[LayerPair] = []
+    pairs: list[LayerPair] = []
     for pair, count in layers.items():
         wanted = _count(sides[1].rows[pair.view.leaf])
         if count != wanted:
             why = f"it holds in {count} of {wanted} layers alone"
             unsaid.append(Unsaid(f"{pair.source.leaf} is {pair.view.leaf}", why))
         else:
-            found.append(pair)
-    return found
+            pairs.append(pair)
+    return pairs
 
 
 def _layer_pairs(
@@ -213,8 +229,8 @@ def _layer_pairs(
     """Each pairing, as its layer has it."""
     for pairing in pairings:
         if len(pairing.sources) > 1:
-            own = " and ".join(map(str, pairing.sources))
-            unsaid.append(Unsaid(f"{pairing.view} is {own} together", "no rule says it"))
+            several = " and ".join(map(str, pairing.sources))
+            unsaid.append(Unsaid(f"{pairing.view} is {several} together", "no rule says it"))
             continue
         source, order = next(zip(pairing.sources, pairing.orders, strict=True))
         before, first = _layer(source, sides[0])
@@ -223,6 +239,7 @@ def _layer_pairs(
             why = "layers have other numbers, or another nesting, on the two sides"
             unsaid.append(Unsaid(f"{source} is {pairing.view}", why))
             continue
+        # view = s2 * x + o2 and source = s1 * x + o1: without x, view = f * source + o.
         factor = pairing.view.scale / source.scale
         offset = pairing.view.offset - factor * source.offset
         yield LayerPair(before, after, order, factor, offset)
@@ -233,9 +250,14 @@ def _layer(piece: LeafPiece, side: Addresses) -> tuple[LeafPiece, tuple[int, ...
     row, slot = side.slots[piece.leaf]
     stored = dict(single_axes(piece))
     marks = iter(slot)
+    # The number of the layer at each level: of a list it is in the path, of a stack it is the index
+    # on an axis, which the layer does not have. A stack that is not taken apart has none, -1.
     indices: list[int] = []
     dropped: set[int] = set()
-    stacks = {level: axis for axis, (kind, level) in enumerate(row.axes) if kind == "level"}
+    stacks: dict[int, int] = {}
+    for axis, (kind, level) in enumerate(row.axes):
+        if kind == "level":
+            stacks[level] = axis
     for level, repeat in enumerate(row.repeats):
         if repeat.axis is None:
             indices.append(next(marks))
@@ -243,6 +265,7 @@ def _layer(piece: LeafPiece, side: Addresses) -> tuple[LeafPiece, tuple[int, ...
             axis = stacks[level]
             dropped.add(axis)
             indices.append(stored.get(axis, -1))
+    # The other factors are counted anew.
     factors: list[tuple[int, ...]] = []
     spans: list[tuple[int, int]] = []
     kept: dict[int, int] = {}
@@ -250,18 +273,24 @@ def _layer(piece: LeafPiece, side: Addresses) -> tuple[LeafPiece, tuple[int, ...
         if axis in dropped:
             continue
         first = piece.first_factor(axis)
-        for number in range(first, first + len(sizes)):
-            kept[number] = len(spans)
-            spans.append(piece.spans[number])
+        for factor in range(first, first + len(sizes)):
+            kept[factor] = len(spans)
+            spans.append(piece.spans[factor])
         factors.append(sizes)
-    axes = tuple(tuple(kept[number] for number in own if number in kept) for own in piece.axes)
-    return LeafPiece(side.path(piece.leaf), tuple(factors), tuple(spans), axes), tuple(indices)
+    axes: list[tuple[int, ...]] = []
+    for numbers in piece.axes:
+        axes.append(tuple(kept[factor] for factor in numbers if factor in kept))
+    layer = LeafPiece(side.path(piece.leaf), tuple(factors), tuple(spans), tuple(axes))
+    return layer, tuple(indices)
 
 
 def _count(row: Row) -> int:
     """How many layers a leaf has."""
-    sizes = [size for repeat in row.repeats for size in repeat.size]
-    return math.prod(size for size in sizes if isinstance(size, int))
+    count = 1
+    for repeat in row.repeats:
+        for size in repeat.size:
+            count *= size if isinstance(size, int) else 1
+    return count
 
 
 # --- Rules  ---
@@ -289,7 +318,9 @@ def _spoken(pairs: Sequence[LayerPair], unsaid: list[Unsaid]) -> Iterator[_Sayin
     originals: dict[LeafPiece, LayerPair] = {}
     for pair in sorted(pairs, key=_unlikeness):
         original = originals.setdefault(pair.source, pair)
-        if original is not pair and pair.source.is_whole:  # the view stores it twice
+        # A leaf of the source that is two of the view: the view stores it twice.
+        if original is not pair and pair.source.is_whole:
+            # A tie joins axis by axis: of a copy that is turned it would exchange the axes.
             if original.order == pair.order:
                 yield tie(pair.view.leaf, original.view.leaf)
             else:
@@ -298,17 +329,18 @@ def _spoken(pairs: Sequence[LayerPair], unsaid: list[Unsaid]) -> Iterator[_Sayin
             continue
         by_source[pair.source.leaf].append(pair)
         by_view[pair.view.leaf].append(pair)
-    for path, own in by_view.items():
-        others = {pair.source.leaf for pair in own}
-        counts = {len(by_source[other]) for other in others}
-        if len(own) == 1 and counts == {1}:
-            yield _renamed(own[0], unsaid)
-        elif counts == {1} and all(pair.source.is_whole for pair in own):
-            yield from _fused(path, own, unsaid, whole_is_view=True)
-    for path, own in by_source.items():
-        if len(own) > 1 and all(len(by_view[pair.view.leaf]) == 1 for pair in own):
-            yield from _fused(path, own, unsaid, whole_is_view=False)
-        elif len(own) > 1:
+    # One of one is a rename; one of several whole leaves is fused of them, on either side.
+    for path, of_view in by_view.items():
+        counts = {len(by_source[pair.source.leaf]) for pair in of_view}
+        if len(of_view) == 1 and counts == {1}:
+            yield _renamed(of_view[0], unsaid)
+        elif counts == {1} and all(pair.source.is_whole for pair in of_view):
+            yield from _fused(path, of_view, unsaid, whole_is_view=True)
+    for path, of_source in by_source.items():
+        counts = {len(by_view[pair.view.leaf]) for pair in of_source}
+        if len(of_source) > 1 and counts == {1}:
+            yield from _fused(path, of_source, unsaid, whole_is_view=False)
+        elif len(of_source) > 1:
             why = "it is cut into parts on both sides; declare both layouts as classes"
             unsaid.append(Unsaid(path, why))
 
@@ -326,11 +358,13 @@ def _renamed(pair: LayerPair, unsaid: list[Unsaid]) -> _Saying:
         why = "its axes are cut where no rule can say it"
         unsaid.append(Unsaid(f"{source.leaf} is {view.leaf}", why))
         return _Saying(source.leaf, view.leaf)
+    # The least that has to be said: nothing, an order such as 1 0, or all axes by letters.
     before, [after] = spelled
-    plain = all("*" not in axis for axis in (*before, *after)) and len(before) == len(after)
-    if plain and before == after and not _is_square(source):
+    is_plain = "*" not in " ".join((*before, *after)) and len(before) == len(after)
+    # Of a square kernel that it is not turned has to be said: its sizes do not show it.
+    if is_plain and before == after and not _is_square(source):
         return _Saying(source.leaf, view.leaf)
-    if plain and "1" not in before:
+    if is_plain and "1" not in before:
         order = " ".join(str(before.index(axis)) for axis in after)
         return _Saying(source.leaf, view.leaf, order)
     return _Saying(source.leaf, view.leaf, f"{' '.join(before)} -> {' '.join(after)}")
@@ -338,7 +372,7 @@ def _renamed(pair: LayerPair, unsaid: list[Unsaid]) -> _Saying:
 
 def _is_square(part: LeafPiece) -> bool:
     """Whether sizes do not tell the axes of a leaf apart."""
-    sizes = [math.prod(own) for own in part.factors if math.prod(own) > 1]
+    sizes = [size for size in part.leaf_shape if size > 1]
     return len(set(sizes)) < len(sizes)
 
 
@@ -351,8 +385,12 @@ def _fused(
         return (pair.view if whole_is_view else pair.source).spans
 
     ordered = sorted(pairs, key=start)
-    parts = [(pair.source if whole_is_view else pair.view).leaf for pair in ordered]
-    wholes = [pair.view if whole_is_view else pair.source for pair in ordered]
+    wholes: list[LeafPiece] = []
+    parts: list[str] = []
+    for pair in ordered:
+        wholes.append(pair.view if whole_is_view else pair.source)
+        parts.append((pair.source if whole_is_view else pair.view).leaf)
+    # Parts that no gradient tells, as of an expert that no token chooses, are not among the pairs.
     held = sum(math.prod(whole.shape) for whole in wholes)
     if held < math.prod(wholes[0].flat):
         why = "what the rest of it is is open; fuse(...) says it once you know"
@@ -364,7 +402,8 @@ def _fused(
         unsaid.append(Unsaid(f"{path} is made of {', '.join(parts)}", why))
         return
     whole, others = spelled
-    words = [" ".join(each) for each in others]
+    # Parts that are alike are spelled once.
+    words = [" ".join(axes) for axes in others]
     behind = words[0] if len(set(words)) == 1 else ", ".join(words)
     yield fuse(path, parts, axes=f"{' '.join(whole)} -> {behind}")
 
@@ -374,28 +413,45 @@ def _fused(
 
 def _folded(found: Sequence[_Saying | Rule], sides: tuple[Addresses, Addresses]) -> Iterator[Rule]:
     """Renames of leaves as renames of nodes, where a node has nothing else."""
-    sayings = [each for each in found if isinstance(each, _Saying)]
-    plain = {each.source: each.view for each in sayings if each.axes is None}
-    paths = [{path for path, row in side.rows.items() if row.body is not None} for side in sides]
+    sayings: list[_Saying] = []
+    rules: list[Rule] = []
+    for each in found:
+        if isinstance(each, _Saying):
+            sayings.append(each)
+        else:
+            rules.append(each)
+    plain = {saying.source: saying.view for saying in sayings if saying.axes is None}
+    paths = [_body_paths(side) for side in sides]
+    # From the deepest nodes up: a/x -> b/x and a/y -> b/y are a -> b, if neither has more.
     nodes: dict[str, str] = dict(plain)
-    merged = True
-    while merged:
-        merged = False
+    is_merged = True
+    while is_merged:
+        is_merged = False
         for source, view in sorted(nodes.items(), key=lambda pair: -pair[0].count("/")):
+            # A sibling may have merged it within this round.
             if source not in nodes or "/" not in source or "/" not in view:
                 continue
-            above, over = source.rpartition("/"), view.rpartition("/")
-            if above[2] != over[2] or not _is_all(above[0], over[0], plain, paths):
+            above, _, name = source.rpartition("/")
+            over, _, other_name = view.rpartition("/")
+            if name != other_name or not _is_all(above, over, plain, paths):
                 continue
-            for each in [each for each in nodes if _is_below(each, above[0])]:
-                del nodes[each]
-            nodes[above[0]] = over[0]
-            merged = True
+            for below in [node for node in nodes if _is_below(node, above)]:
+                del nodes[below]
+            nodes[above] = over
+            is_merged = True
+    # What has the same path on both sides needs no rule.
     for source, view in nodes.items():
         if source != view:
             yield rename(source, view)
-    yield from (_as_rule(each) for each in sayings if each.axes is not None)
-    yield from (each for each in found if not isinstance(each, _Saying))
+    for saying in sayings:
+        if saying.axes is not None:
+            yield _as_rule(saying)
+    yield from rules
+
+
+def _body_paths(side: Addresses) -> set[str]:
+    """The paths of a side's leaves but for those that stand beside its model."""
+    return {path for path, row in side.rows.items() if row.body is not None}
 
 
 def _is_below(path: str, node: str) -> bool:
@@ -404,12 +460,12 @@ def _is_below(path: str, node: str) -> bool:
 
 def _is_all(source: str, view: str, plain: Mapping[str, str], paths: Sequence[set[str]]) -> bool:
     """Whether all leaves below two nodes are each other's, by the names that they have there."""
-    own = [
-        [path for path in side if _is_below(path, node)]
-        for side, node in zip(paths, (source, view), strict=True)
-    ]
-    wanted = {path: f"{view}{path[len(source) :]}" for path in own[0]}
-    return len(own[0]) == len(own[1]) and all(plain.get(p) == v for p, v in wanted.items())
+    below_source = [path for path in paths[0] if _is_below(path, source)]
+    below_view = [path for path in paths[1] if _is_below(path, view)]
+    if len(below_source) != len(below_view):
+        return False
+    # a/x/kernel -> b/x/kernel for each: the same behind both nodes.
+    return all(plain.get(path) == f"{view}{path.removeprefix(source)}" for path in below_source)
 
 
 def _recodes(pairs: Iterable[LayerPair], unsaid: list[Unsaid]) -> Iterator[Rule]:

@@ -60,19 +60,21 @@ def factor_places(
         An entry for each factor that has another place.
     """
     bench = _Bench(model, paths, values, bound, seed)
-    found: list[FactorPlaces] = []
+    places: list[FactorPlaces] = []
     done: set[str] = set()
     # A kernel and its bias are scaled together; where all that have one factor have no other place
     # together, each is looked at by itself.
-    for group in [*_together(factors), *(frozenset({path}) for path in factors)]:
+    alone = [frozenset({path}) for path in factors]
+    for group in [*_together(factors), *alone]:
         if done & group:
             continue
-        own = {path: factors[path] for path in group}
-        others = [*bench.others(group, next(iter(own.values())))]
+        as_found = {path: factors[path] for path in group}
+        # All of a group have one factor.
+        others = [*bench.others(group, next(iter(as_found.values())))]
         if others:
             done |= group
-            found.append(FactorPlaces(group, (own, *others)))
-    return found
+            places.append(FactorPlaces(group, (as_found, *others)))
+    return places
 
 
 def _together(factors: Mapping[str, float]) -> Iterator[frozenset[str]]:
@@ -104,52 +106,57 @@ class _Bench:
 
     def _gradient_sums(self, seed: int) -> dict[str, np.ndarray]:
         """The sum of gradient times value of all leaves of a path, for several cotangents."""
-        found: dict[str, list[float]] = {path: [] for path in self._names}
+        # Three of them: that two sums are equal by chance for each is not to be expected.
+        sums: dict[str, list[float]] = {path: [] for path in self._names}
         random = np.random.default_rng([seed, 11])
         for _ in range(3):
             cotangent = random.normal(size=self._outputs.shape)
             gradients = self._model.pullback(self._values, cotangent)
             for path, names in self._names.items():
-                sums = [float(np.vdot(gradients[name], self._values[name])) for name in names]
-                found[path].append(sum(sums))
-        return {path: np.array(sums) for path, sums in found.items()}
+                products = [float(np.vdot(gradients[name], self._values[name])) for name in names]
+                sums[path].append(sum(products))
+        return {path: np.array(sums_of_path) for path, sums_of_path in sums.items()}
 
     def others(self, group: frozenset[str], factor: float) -> Iterator[dict[str, float]]:
         """The other places of a factor that a group of paths has, the fewest leaves first."""
-        own = sum((self._sums[path] for path in group), np.zeros(3))
-        size = float(np.linalg.norm(own))
-        floor = max((float(np.linalg.norm(each)) for each in self._sums.values()), default=0.0)
-        if size <= self._bound * floor:
+        of_group = np.zeros(3)
+        for path in group:
+            of_group = of_group + self._sums[path]
+        size = float(np.linalg.norm(of_group))
+        sizes = {path: float(np.linalg.norm(sums)) for path, sums in self._sums.items()}
+        floor = self._bound * max(sizes.values(), default=0.0)
+        # What hardly moves the outputs would have a place everywhere.
+        if size <= floor:
             return
-        live = [
-            path
-            for path, sums in self._sums.items()
-            if path not in group and float(np.linalg.norm(sums)) > self._bound * floor
-        ]
+        live = [path for path in sizes if path not in group and sizes[path] > floor]
         most = _MOST_LEAVES if len(live) <= _MOST_PATHS else 1
         taken: list[frozenset[str]] = []
         for count in range(1, most + 1):
             for paths in itertools.combinations(live, count):
+                # A place with one leaf more is no other place.
                 if any(fewer <= frozenset(paths) for fewer in taken):
                     continue
                 for powers in itertools.product((1, -1), repeat=count):
-                    sums = sum(p * self._sums[path] for p, path in zip(powers, paths, strict=True))
-                    # A first look alone: the runs prove it.
-                    if np.linalg.norm(own - sums) > 1e-3 * size:
-                        continue
                     place = dict(zip(paths, powers, strict=True))
+                    sums = sum(power * self._sums[path] for path, power in place.items())
+                    # A first look alone: the runs prove it.
+                    if np.linalg.norm(of_group - sums) > 1e-3 * size:
+                        continue
                     if self._is_gauge(group, place, factor):
                         taken.append(frozenset(paths))
                         yield {path: factor**power for path, power in place.items()}
 
     def _is_gauge(self, group: Iterable[str], place: Mapping[str, int], factor: float) -> bool:
         """Whether no output changes where other leaves take the factor over, and others far from it."""
-        for t in (factor, *(abs(factor) * far for far in _FAR)):
+        far_factors = [abs(factor) * far for far in _FAR]
+        for t in (factor, *far_factors):
             values = dict(self._values)
             for path in group:
-                values |= {name: values[name] / t for name in self._names[path]}
+                for name in self._names[path]:
+                    values[name] = values[name] / t
             for path, power in place.items():
-                values |= {name: values[name] * t**power for name in self._names[path]}
+                for name in self._names[path]:
+                    values[name] = values[name] * t**power
             if relative_gap(self._outputs, self._model.run(values)) > self._bound:
                 return False
         return True

@@ -61,8 +61,11 @@ class Addresses:
         self.layout: Layout = infer_tree(
             model.tree, scan=levels.scan, lists=levels.lists, joined=joined, name=name
         )
-        own = [row for row in self.layout.rows if not row.mirrors]
-        self.rows = {"/".join(row.model_path): row for row in reversed(own)}
+        # Of rows of one path the first counts.
+        self.rows: dict[str, Row] = {}
+        for row in reversed(self.layout.rows):
+            if not row.mirrors:
+                self.rows["/".join(row.model_path)] = row
         finder = SlotFinder(self.layout)
         flat = flatten(model.tree)
         self.slots: dict[str, tuple[Row, tuple[int, ...]]] = {}
@@ -71,10 +74,11 @@ class Addresses:
             slot = finder.slot(key, stored=flat.stored)
             if slot is None:
                 continue
-            row = self.layout.rows[slot[0]]
-            self.slots[format_path(key)] = row, slot[1]
+            number, indices = slot
+            row = self.layout.rows[number]
+            self.slots[format_path(key)] = row, indices
             if row.body is not None and not row.mirrors:
-                self.keys[format_path(key)] = _body_key(row, slot[1])
+                self.keys[format_path(key)] = _body_key(row, indices)
         held = {key: (self.slots[name][0].leaf, name) for name, key in self.keys.items()}
         self.streams = frozenset(name for name, key in self.keys.items() if is_stream(key, held))
 
@@ -94,17 +98,18 @@ class Addresses:
 
 def _body_key(row: Row, indices: tuple[int, ...]) -> KeyPath:
     """A key path from the model's root on; numbers of a list stand by themselves."""
-    found: list[Key] = []
+    # Layer 2 of layers[]/kernel is layers/2/kernel; on an axis of a stack it has no number.
+    segments: list[Key] = []
     marks = iter(indices)
-    axes = iter(row.repeats)
+    repeats = iter(row.repeats)
     for segment in row.model_path:
         if not segment.endswith("[]"):
-            found.append(segment)
+            segments.append(segment)
             continue
-        found.append(segment.removesuffix("[]"))
-        if next(axes).axis is None:
-            found.append(next(marks))
-    return tuple(found)
+        segments.append(segment.removesuffix("[]"))
+        if next(repeats).axis is None:
+            segments.append(next(marks))
+    return tuple(segments)
 
 
 def found_levels(
@@ -119,16 +124,16 @@ def found_levels(
         pieces: All their pieces.
         partners: What belongs to what, for each side.
     """
+    # Each side is read as if it had neither lists nor stacks: every leaf by itself.
     addresses = [Addresses(model, LayerLevels(), "plain") for model in models]
-    plain = [each.keys for each in addresses]
+    plain = [side.keys for side in addresses]
     lists: list[list[Pattern]] = []
     for side in (0, 1):
         groups = _sibling_groups(plain[side], addresses[side].streams)
-        told = [
-            group
-            for group, members in groups.items()
-            if _is_list(members, pieces[side], partners[side], plain[1 - side])
-        ]
+        told: list[_ListName] = []
+        for group, members in groups.items():
+            if _is_list(members, pieces[side], partners[side], plain[1 - side]):
+                told.append(group)
         lists.append(_patterns(told, groups))
     levels: list[LayerLevels] = []
     for side in (0, 1):
@@ -153,25 +158,28 @@ def _sibling_groups(
 
     Of a stream that all members share NNX keeps the first, so one that some alone have tells nothing.
     """
-    found: dict[_ListName, _Group] = collections.defaultdict(dict)
+    # layers_0/norm/scale is {("norm", "scale"): its name} of member 0 of ((), "layers").
+    numbered: dict[_ListName, _Group] = collections.defaultdict(dict)
     for name, key in keys.items():
-        for at, segment in enumerate(key):
+        for depth, segment in enumerate(key):
             match = NUMBERED.fullmatch(segment) if isinstance(segment, str) else None
             if match:
-                members = found[key[:at], match["stem"]]
-                members.setdefault(int(match["number"]), {})[key[at + 1 :]] = name
-    return {
-        group: members
-        for group, members in found.items()
-        if len(members) > 1
-        and sorted(members) == [*range(len(members))]
-        and len({frozenset(_held(member, streams)) for member in members.values()}) == 1
-    }
+                members = numbered[key[:depth], match["stem"]]
+                members.setdefault(int(match["number"]), {})[key[depth + 1 :]] = name
+    groups: dict[_ListName, _Group] = {}
+    for group, members in numbered.items():
+        # One sibling with a number, as a Dense_0, is no list; nor are 1 and 3 without 0 and 2.
+        if len(members) < 2 or sorted(members) != [*range(len(members))]:
+            continue
+        held = {_held(member, streams) for member in members.values()}
+        if len(held) == 1:
+            groups[group] = members
+    return groups
 
 
-def _held(member: Mapping[KeyPath, str], streams: Collection[str]) -> Iterator[KeyPath]:
+def _held(member: Mapping[KeyPath, str], streams: Collection[str]) -> frozenset[KeyPath]:
     """What stands in a member, without its streams."""
-    return (path for path, name in member.items() if name not in streams)
+    return frozenset(path for path, name in member.items() if name not in streams)
 
 
 def _patterns(told: Sequence[_ListName], groups: Iterable[_ListName]) -> list[Pattern]:
@@ -179,17 +187,19 @@ def _patterns(told: Sequence[_ListName], groups: Iterable[_ListName]) -> list[Pa
     outer = set(told)
 
     def pattern(group: _ListName) -> Pattern:
+        # blocks_0/norm_0 is blocks_{}/norm_{} if blocks are a list themselves.
         head, stem = group
-        found: list[Key | Index] = []
-        for at, segment in enumerate(head):
+        segments: list[Key | Index] = []
+        for depth, segment in enumerate(head):
             match = NUMBERED.fullmatch(segment) if isinstance(segment, str) else None
-            is_outer = match is not None and (head[:at], match["stem"]) in outer
-            found.append(Index(match["stem"], text=True) if match and is_outer else segment)
-        return (*found, Index(stem, text=True))
+            is_outer = match is not None and (head[:depth], match["stem"]) in outer
+            segments.append(Index(match["stem"], text=True) if match and is_outer else segment)
+        return (*segments, Index(stem, text=True))
 
+    # How many groups have a pattern, and of how many it is told that they are lists.
     counts = collections.Counter(map(pattern, groups))
-    found = collections.Counter(map(pattern, told))
-    return [each for each, count in found.items() if count == counts[each]]
+    lists = collections.Counter(map(pattern, told))
+    return [each for each, count in lists.items() if count == counts[each]]
 
 
 def _is_list(
@@ -197,44 +207,48 @@ def _is_list(
 ) -> bool:
     """Whether each member's pieces belong to pieces of the same number, in one place for all members."""
     by_leaf = _by_leaf(pieces)
-    told = False
+    is_told = False
     for rest in members[0]:
+        # A stream that not all have.
         if any(rest not in member for member in members.values()):
-            continue  # a stream that not all have
+            continue
+        # For each part of the leaf that all members have, where their partners have the number.
         places: dict[object, list[set[object]]] = collections.defaultdict(list)
         for number, member in sorted(members.items()):
             for piece in by_leaf.get(member[rest], ()):
                 for partner in partners.get(piece, ()):
-                    inner = piece.factors, piece.spans
-                    places[inner].append(_places(partner, others, number))
-        for each in places.values():
-            if len(each) != len(members) or not set[object].intersection(*each):
+                    part = piece.factors, piece.spans
+                    places[part].append(_places(partner, others, number))
+        # Member 0 at index 0 of an axis, member 1 at index 1 of another axis: that is no list.
+        for of_members in places.values():
+            if len(of_members) != len(members) or not set[object].intersection(*of_members):
                 return False
-            told = True
-    return told
+            is_told = True
+    return is_told
 
 
 def _by_leaf(pieces: Iterable[LeafPiece]) -> dict[str, list[LeafPiece]]:
-    found: dict[str, list[LeafPiece]] = collections.defaultdict(list)
+    by_leaf: dict[str, list[LeafPiece]] = collections.defaultdict(list)
     for piece in pieces:
-        found[piece.leaf].append(piece)
-    return found
+        by_leaf[piece.leaf].append(piece)
+    return by_leaf
 
 
 def _places(piece: LeafPiece, keys: Mapping[str, KeyPath], number: int) -> set[object]:
     """Where in its name or shape a piece has a number, with all else that tells it from others."""
+    # Number 2 of layers/2/kernel is (("layers",), ("kernel",), ...): for each of a list the same.
     key = keys.get(piece.leaf, ())
-    found: set[object] = set()
-    for at, segment in enumerate(key):
+    places: set[object] = set()
+    for depth, segment in enumerate(key):
         if segment == number and not isinstance(segment, str):
-            found.add((key[:at], key[at + 1 :], piece.spans))
+            places.add((key[:depth], key[depth + 1 :], piece.spans))
         match = NUMBERED.fullmatch(segment) if isinstance(segment, str) else None
         if match and int(match["number"]) == number:
-            found.add((key[:at], match["stem"], key[at + 1 :], piece.spans))
+            places.add((key[:depth], match["stem"], key[depth + 1 :], piece.spans))
     for axis, index in single_axes(piece):
         if index == number:
-            found.add((key, axis, _other_spans(piece, axis)))
-    return found
+            places.add((key, axis, _other_spans(piece, axis)))
+    return places
 
 
 def single_axes(piece: LeafPiece) -> Iterator[tuple[int, int]]:
@@ -246,31 +260,37 @@ def single_axes(piece: LeafPiece) -> Iterator[tuple[int, int]]:
 
 
 def _other_spans(piece: LeafPiece, axis: int) -> tuple[tuple[int, int], ...]:
-    number = piece.first_factor(axis)
-    return (*piece.spans[:number], *piece.spans[number + 1 :])
+    """The spans of a piece but for that of an axis, which is one factor."""
+    factor = piece.first_factor(axis)
+    return (*piece.spans[:factor], *piece.spans[factor + 1 :])
 
 
 def _stacked(
     pieces: Sequence[LeafPiece], partners: Partners, others: Mapping[str, KeyPath]
 ) -> dict[str, int]:
     """The axis that a leaf is stacked on, for leaves of which each index belongs to a member of one list."""
-    found: dict[str, int] = {}
-    for leaf, own in _by_leaf(pieces).items():
-        for axis in dict.fromkeys(axis for axis, _ in single_axes(own[0])):
+    stacked: dict[str, int] = {}
+    for leaf, pieces_of_leaf in _by_leaf(pieces).items():
+        for axis, _ in single_axes(pieces_of_leaf[0]):
+            # For each part of a layer, by the index on the axis, where the partner has that number.
             places: dict[object, dict[int, set[object]]] = collections.defaultdict(dict)
-            for piece in own:
+            for piece in pieces_of_leaf:
                 index = dict(single_axes(piece)).get(axis)
-                for partner in partners.get(piece, ()) if index is not None else ():
-                    inner = _other_spans(piece, axis)
-                    places[inner][index or 0] = _places(partner, others, index or 0)
-            size = own[0].leaf_shape[axis]
-            if places and all(
-                len(each) == size and set[object].intersection(*each.values())
-                for each in places.values()
-            ):
-                found[leaf] = axis
+                if index is None:
+                    continue
+                for partner in partners.get(piece, ()):
+                    part = _other_spans(piece, axis)
+                    places[part][index] = _places(partner, others, index)
+            size = pieces_of_leaf[0].leaf_shape[axis]
+            if places and all(_is_one_list(by_index, size) for by_index in places.values()):
+                stacked[leaf] = axis
                 break
-    return found
+    return stacked
+
+
+def _is_one_list(by_index: Mapping[int, set[object]], size: int) -> bool:
+    """Whether all indices of an axis have their number in one place."""
+    return len(by_index) == size and bool(set[object].intersection(*by_index.values()))
 
 
 def _by_node(
@@ -281,14 +301,17 @@ def _by_node(
     A leaf that is stacked on another axis than its siblings is named beside its node.
     """
     unknown = {piece.leaf for piece in pieces} - axes.keys()
+    # The axes that each leaf is taken apart on, whether that tells anything or not.
     cut: dict[str, set[int]] = collections.defaultdict(set)
     for piece in pieces:
-        cut[piece.leaf] |= {axis for axis, _ in single_axes(piece)}
-    found: dict[str, Axes] = {}
+        for axis, _ in single_axes(piece):
+            cut[piece.leaf].add(axis)
+    by_node: dict[str, Axes] = {}
     done: set[str] = set()
     for leaf in axes:
         key = keys[leaf]
         head, known = key, [leaf]
+        # From the root down: the first node that is stacked whole is the highest.
         for end in range(1, len(key)):
             below = [name for name, other in keys.items() if other[:end] == key[:end]]
             # What no gradient tells is stacked where its siblings are, if it is cut as they are.
@@ -300,14 +323,14 @@ def _by_node(
         done.update(known)
         counts = collections.Counter(axes[name] for name in known)
         common = counts.most_common(1)[0][0]
-        found[format_path(_plain(head))] = common
+        by_node[format_path(_plain(head))] = common
         for name in known:
             if axes[name] != common:
-                found[format_path(_plain(keys[name]))] = axes[name]
+                by_node[format_path(_plain(keys[name]))] = axes[name]
         for name in unknown:
             if keys[name][: len(head)] == head and common not in cut[name]:
-                found[format_path(_plain(keys[name]))] = min(cut[name])
-    return found
+                by_node[format_path(_plain(keys[name]))] = min(cut[name])
+    return by_node
 
 
 def _plain(key: KeyPath) -> KeyPath:
