@@ -642,6 +642,52 @@ def test_running_statistics_are_told_and_streams_are_private() -> None:
     assert found.status.startswith("complete") and not any("rngs" in str(e) for e in found.open)
 
 
+def test_variances_that_are_stacked_are_told() -> None:
+    def run(p: Any) -> Any:
+        y = X
+        for layer in range(2):
+            mean, variance = (p["stats"][name][layer] for name in ("mean", "var"))
+            y = jnp.tanh((y @ p["k"][layer] - mean) / jnp.sqrt(variance + 1e-5))
+        return y
+
+    def run_list(p: Any) -> Any:
+        layers = p["layers"]  # a list, or what is read off one
+        stack = jax.tree.map(lambda *each: jnp.stack(each), layers[0], layers[1])
+        return run({"k": stack["w"], "stats": {"mean": stack["a"], "var": stack["v"]}})
+
+    old = {"k": jnp.ones((2, 4, 4)), "stats": {n: jnp.ones((2, 4)) for n in ("mean", "var")}}
+    new = {"layers": [{"w": jnp.ones((4, 4)), "a": jnp.ones(4), "v": jnp.ones(4)}] * 2}
+    found = discover(run, old, run_list, new)
+    assert found.status == "complete", found
+    drawn = jax.tree.map(
+        lambda leaf: jnp.exp(jnp.sin(jnp.arange(leaf.size))).reshape(leaf.shape), old
+    )
+    assert jnp.allclose(run_list(found.lens().get(drawn)), run(drawn), atol=1e-6)
+
+
+def test_a_stream_that_is_drawn_from_for_nothing_is_no_state_that_changes() -> None:
+    class Recurrent(nnx.Module):
+        def __init__(self) -> None:
+            self.rnn = nnx.RNN(nnx.SimpleCell(4, 3, rngs=nnx.Rngs(0)))
+
+        def __call__(self, x: Any) -> Any:
+            return self.rnn(x[None])  # draws a key for its first carry, which is zero
+
+    def run(p: Any) -> Any:
+        carry, outputs = jnp.zeros(3), []
+        for each in X:
+            carry = jnp.tanh(each @ p["i"] + p["b"] + carry @ p["h"])
+            outputs.append(carry)
+        return jnp.stack(outputs)[None]
+
+    old = {"i": jnp.ones((4, 3)), "b": jnp.ones(3), "h": jnp.ones((3, 3))}
+    module = Recurrent()
+    count = int(module.rnn.rngs.count[...])
+    found = discover(run, old, lambda m: m(X), module)
+    assert found.status == "complete", found
+    assert int(module.rnn.rngs.count[...]) == count
+
+
 @pytest.mark.parametrize("word", [{"scan": {"layers": 0}}, {"lists": ["blocks_{i}"]}])
 def test_a_list_or_stack_that_is_not_there_is_refused(word: dict[str, Any]) -> None:
     with pytest.raises(cs.DerivationError, match="does not fit source or view"):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jaxtyping import Array, Float32
 from orbax.checkpoint import v1 as ocp
 
@@ -172,6 +173,22 @@ def test_a_stack_whose_leaves_are_turned_or_fused_is_told_by_its_elements(
     told = f"blocks may be the layers of h[], stacked: add scan={{'blocks': 0}} and rename{names}"
     assert text.count(told) == (7 if has_averages else 5)
     assert "private('h[]" not in text
+
+
+def test_streams_in_each_layer_do_not_hide_what_the_layers_are() -> None:
+    class Layer(nnx.Module):
+        def __init__(self) -> None:
+            self.u = nnx.Linear(12, 20, rngs=nnx.Rngs(0))
+            self.dropout = nnx.Dropout(0.1, rngs=nnx.Rngs(1))
+
+    class Model(nnx.Module):
+        def __init__(self) -> None:
+            self.h = nnx.List([Layer() for _ in range(3)])
+            self.tok = nnx.Param(numbers(17, 12))
+
+    stack = {"w": numbers(3, 20, 12), "c": numbers(3, 20)}
+    text = refused({"params": {"blocks": stack, "tok": numbers(17, 12)}}, Model())
+    assert text.count("blocks may be the layers of h[], stacked: add scan={'blocks': 0}") == 4
 
 
 def test_as_many_elements_in_another_number_of_layers_are_no_layers() -> None:

@@ -163,6 +163,10 @@ def _beside(tree: Any, joined: str | None) -> dict[str, bool]:
     return beside
 
 
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
 class JaxModel:
     """A function of a tree, or of an ``nnx.Module``, in float64 where its code allows that.
 
@@ -190,6 +194,9 @@ class JaxModel:
         self.joined = joined
         self._run, self._given, self._side = run, given, side
         self._changed: list[str] = []
+        # The counts of streams that the run draws from. An `nnx.RNN` draws a key for a carry that is zero.
+        self._drawn: list[str] = []
+        self._are_draws_idle = False
         self.tree: Any = whole_state(state_of(given))
         flat = flatten(self.tree)
         self._names = [format_path(key) for key in flat.keys]
@@ -234,16 +241,38 @@ class JaxModel:
         """
         made = self._tried(leaves)
         # It was set while jax traced the run; a compiled call sets it no more.
-        if self._changed:
+        if self._drawn and not self._are_draws_idle:
+            self._are_draws_idle = self._is_same_after_draws(leaves, made)
+        changed = self._changed
+        if self._are_draws_idle:
+            changed = [name for name in changed if name not in self._drawn]
+        if changed:
             hint = (
                 "run it as in evaluation, model.eval(), with running averages and without dropout"
             )
             expected = "a run that keeps what it is given"
             faults: list[Mismatch] = []
-            for name in self._changed:
+            for name in changed:
                 faults.append(Mismatch(name, "state", expected, "a new value", hint))
             raise DiscoveryError(f"{self._side} changes while it runs", faults)
         return made
+
+    def _is_same_after_draws(self, leaves: Leaves, made: np.ndarray[Any, Any]) -> bool:
+        """Whether the outputs stay what they are where each stream that the run draws from has drawn once more."""
+        given = self._constants
+        once_more = {name: given[name] + 1 for name in self._drawn}
+
+        # Another function: of the one that it knows, jax has kept what it traced with the old counts.
+        def drawn_anew(vector: jax.Array) -> jax.Array:
+            return self._flat_outputs(vector)
+
+        self._constants = {**given, **once_more}
+        try:
+            with jax.enable_x64(self.wide):
+                others = np.asarray(jax.jit(drawn_anew)(self._vector(leaves)), np.float64)
+        finally:
+            self._constants = given
+        return np.array_equal(made, others, equal_nan=True)
 
     def pullback(
         self, leaves: Leaves, cotangent: np.ndarray[Any, Any]
@@ -324,6 +353,12 @@ class JaxModel:
         # A Variable that was assigned, as of running averages or of a stream, holds another object.
         pairs = zip(self._names, before, after, strict=True)
         self._changed = [name for name, old, new in pairs if old is not new]
+        variables = jax.tree.leaves(nnx.state(module), is_leaf=_is_variable)
+        counts: set[str] = set()
+        for name, variable in zip(self._names, variables, strict=True):
+            if isinstance(variable, nnx.RngCount):
+                counts.add(name)
+        self._drawn = [name for name in self._changed if name in counts]
         return outputs
 
     def _pull(self, vector: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -171,8 +171,12 @@ def _without(placed: set[LogicalPath], members: _Nodes) -> _Nodes:
 
 
 def _weights(table: Layout) -> Iterator[Row]:
-    """The rows of the model itself: what mirrors it follows."""
-    return (row for row in table.rows if row.is_weight)
+    """The rows of the model itself, but for streams: what mirrors it follows, and a stream needs no partner."""
+    streams = {row.path[:-1] for row in table.rows if row.leaf.is_key}
+    for row in table.rows:
+        # A key has its count beside it.
+        if row.is_weight and row.path[:-1] not in streams:
+            yield row
 
 
 def _weights_below(table: Layout, node: LogicalPath) -> list[Row]:
