@@ -27,10 +27,16 @@ def colliding_sizes(pieces: Iterable[LeafPiece]) -> list[str]:
     """
     forms = {piece.form for piece in pieces}
     sizes = sorted(set(itertools.chain(*forms)))
-    words = [f"{form[at]} is two axes of one leaf" for form in sorted(forms) for at in _twice(form)]
+    words: list[str] = []
+    for form in sorted(forms):
+        for size in _sizes_twice(form):
+            words.append(f"{size} is two axes of one leaf")
+    # A leaf of 12 may be cut in 4 and 8 where it was never fused, if others have 4 and 8.
     for first, second in itertools.combinations_with_replacement(sizes, 2):
-        words += [f"{first + second} is {first} + {second}"] if first + second in sizes else []
-        words += [f"{first * second} is {first} * {second}"] if first * second in sizes else []
+        if first + second in sizes:
+            words.append(f"{first + second} is {first} + {second}")
+        if first * second in sizes:
+            words.append(f"{first * second} is {first} * {second}")
     if not words:
         return []
     shown = ", ".join(dict.fromkeys(words[:_SHOWN])) + ", ..." * (len(words) > _SHOWN)
@@ -38,9 +44,11 @@ def colliding_sizes(pieces: Iterable[LeafPiece]) -> list[str]:
     return [f"sizes collide, {shown}: {hint}"]
 
 
-def _twice(form: Sequence[int]) -> Iterator[int]:
-    """Where an axis has the size of the one before it."""
-    return (at for at in range(1, len(form)) if form[at] == form[at - 1])
+def _sizes_twice(form: Sequence[int]) -> Iterator[int]:
+    """The sizes of axes that are as long as the one before them; a form is in order."""
+    for before, size in itertools.pairwise(form):
+        if size == before:
+            yield size
 
 
 def unexercised(model: RunnableModel, values: Leaves, seed: int) -> list[str]:
@@ -57,15 +65,20 @@ def unexercised(model: RunnableModel, values: Leaves, seed: int) -> list[str]:
     random = np.random.default_rng([seed, 19])
     others: dict[str, np.ndarray[Any, Any]] = {}
     for name, value in values.items():
+        # What has one axis may be a variance: it keeps its values.
         drawn = random.normal(size=value.shape) * float(np.std(value))
-        others[name] = drawn if value.ndim > 1 else value  # it may be a variance
+        others[name] = drawn if value.ndim > 1 else value
+    # A row of an embedding whose token the input does not have is zero in each gradient.
     live = {name: np.zeros(shape, bool) for name, shape in model.shapes.items()}
     for point in (values, others):
         outputs = model.run(point)
         gradients = model.pullback(point, random.normal(size=outputs.shape))
         for name, gradient in gradients.items():
             live[name] |= gradient != 0
-    words = [f"{name}[{where}]" for name, each in live.items() for where in _dead_indices(each)]
+    words: list[str] = []
+    for name, live_of_leaf in live.items():
+        for where in _dead_indices(live_of_leaf):
+            words.append(f"{name}[{where}]")
     if not words:
         return []
     more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
@@ -84,9 +97,10 @@ def _dead_indices(live: np.ndarray[Any, Any]) -> Iterator[str]:
 
 def _ranges(numbers: Sequence[int] | np.ndarray[Any, Any]) -> str:
     """Indices as slices: ``3, 5:8``."""
+    # Within a run a number and its place differ by the same: 3, 5, 6, 7 by 3, and then by 4.
     words: list[str] = []
     for _, run in itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
-        found = [int(number) for _, number in run]
-        first, last = found[0], found[-1]
+        indices = [int(number) for _, number in run]
+        first, last = indices[0], indices[-1]
         words.append(str(first) if first == last else f"{first}:{last + 1}")
     return ", ".join(words)

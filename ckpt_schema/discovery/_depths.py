@@ -74,14 +74,18 @@ def first_other(
     Raises:
         DiscoveryError: A factory fails, or makes other models than those that are given.
     """
+    # From none on, and not by halves: a model with fewer layers takes less to run.
     same: int | None = None
     for count in range(_DEEPEST):
         models = _made(factories, count, names)
-        if models is None:  # there is no model without layers
+        # There is no model without layers.
+        if models is None:
             continue
         both = [*zip(models, whole, strict=True)]
+        # These are the whole models, which are known to differ.
         if all(_sizes(model) == _sizes(given) for model, given in both):
             return OtherFrom(count, same)
+        # A factory that passes the given model by would never come to an end.
         for (model, given), name in zip(both, names, strict=True):
             if _size(model) > _size(given):
                 raise _misfit(name, count, "no more leaves than the model that is given", "more")
@@ -97,21 +101,22 @@ def _made(
     factories: tuple[LayerFactory, LayerFactory], count: int, names: tuple[str, str]
 ) -> Models | None:
     """Both models with so many layers; None where there are none without."""
-    found: list[RunnableModel] = []
+    models: list[RunnableModel] = []
     for factory, name in zip(factories, names, strict=True):
         try:
             run, given = factory(count)
             model = model_of(run, given, name)
+            # Many a model without layers is made, and fails when it runs.
             if not count:
                 model.run({leaf: np.ones(shape) for leaf, shape in model.shapes.items()})
-            found.append(model)
+            models.append(model)
         except Exception as error:
             if not count:
                 return None
             hint = "with_layers=(old, new): each takes a number and gives a run, and leaves for it"
             fault = Mismatch(name, "layers", f"a model of {count}", type(error).__name__, hint)
             raise DiscoveryError("with_layers cannot be used", [fault]) from error
-    return found[0], found[1]
+    return models[0], models[1]
 
 
 def _sizes(model: RunnableModel) -> collections.Counter[tuple[int, ...]]:

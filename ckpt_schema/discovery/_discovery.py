@@ -24,7 +24,7 @@ from ckpt_schema.discovery._cautions import colliding_sizes, unexercised
 from ckpt_schema.discovery._cuts import whole_piece
 from ckpt_schema.discovery._depths import LayerFactory, first_other, verify_factories
 from ckpt_schema.discovery._found_rules import FoundRules, rules_of
-from ckpt_schema.discovery._layer_levels import LayerLevels
+from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels
 from ckpt_schema.discovery._matching import Matched, Pairing, match_pieces
 from ckpt_schema.discovery._models import (
     DiscoveryError,
@@ -130,24 +130,22 @@ class Discovery(Pictured):
                 is not said, or the lens does not carry random values to equal outputs.
             DerivationError: What is open has no place by these rules; the candidates stand beneath.
         """
+        faults: list[Mismatch] = []
         if not self.is_one_function:
-            faults = [
-                Mismatch(each.where, "open", "one candidate", each.reason) for each in self.open
-            ]
+            for entry in self.open:
+                faults.append(Mismatch(entry.where, "open", "one candidate", entry.reason))
             raise DiscoveryError(f"no lens: the discovery is {self.status}", faults, self.notes)
-        faults = [
-            Mismatch(
-                each.where,
-                "open",
-                "a choice, which is yours",
-                f"{len(each.options)} that leave the outputs equal",
-                f"say which: lens(rules={' or rules='.join(map(rules_text, each.options))})",
-            )
-            for each in self.open
-            if not each.is_settled(rules)
-        ]
+        for entry in self.open:
+            if not entry.is_settled(rules):
+                count = f"{len(entry.options)} that leave the outputs equal"
+                ways = " or rules=".join(map(rules_text, entry.options))
+                hint = f"say which: lens(rules={ways})"
+                expected = "a choice, which is yours"
+                faults.append(Mismatch(entry.where, "open", expected, count, hint))
         if faults:
             raise DiscoveryError("no lens: a choice is the user's", faults)
+        # The user's rules may be wrong, and what rules say is checked for shapes alone: the lens is
+        # tried at random values. What was made without models has nothing to try it with.
         lens = self._derived(rules)
         gap, bound = (0.0, 0.0) if self._gap is None else self._gap(lens)
         if gap > bound:
@@ -161,9 +159,12 @@ class Discovery(Pictured):
         try:
             return derived(self.source, self.view, [*self.rules, *rules], None)
         except DerivationError as error:
-            lines = [f"    # {each}" for each in self.open]
-            head = "running the models does not tell these; say of each what it is, in rules=:"
-            notes = [*error.notes, *(["\n".join([head, *lines])] if lines else [])]
+            # What is open is likely what the derivation lacks: both stand in one error.
+            lines = ["running the models does not tell these; say of each what it is, in rules=:"]
+            lines += [f"    # {entry}" for entry in self.open]
+            notes = [*error.notes]
+            if self.open:
+                notes.append("\n".join(lines))
             raise DerivationError(error.header, error.mismatches, notes) from error
 
     def _picture(self) -> Picture:
@@ -171,10 +172,11 @@ class Discovery(Pictured):
         names = self.source.name, self.view.name
         rules = [(str(rule),) for rule in self.rules]
         pairs: list[tuple[str, str]] = []
-        for each in self.pairings:
-            sources = [piece_text(str(source), self._names[0]) for source in each.sources]
-            pairs.append((" and ".join(sources), piece_text(str(each.view), self._names[1])))
+        for pairing in self.pairings:
+            view = piece_text(str(pairing.view), self._names[1])
+            pairs.append((self._sources_text(pairing), view))
         told = self.evidence
+        # No other pair was near enough to be compared.
         no_other = told.nearest == float("inf")
         evidence = [
             ("outputs at random values", f"{told.outputs:.1e}"),
@@ -190,13 +192,17 @@ class Discovery(Pictured):
         ]
         return Picture(f"{names[0]} -> {names[1]}: {self.status}", sections)
 
+    def _sources_text(self, pairing: Pairing) -> str:
+        """What of the source a piece of the view is."""
+        sources = [piece_text(str(source), self._names[0]) for source in pairing.sources]
+        return " and ".join(sources)
+
     def __str__(self) -> str:
         """A table: what is what, what is open, and the evidence."""
-        here, there = self._names
         cells: list[tuple[str, ...]] = []
-        for each in self.pairings:
-            sources = " and ".join(piece_text(str(source), here) for source in each.sources)
-            cells.append((piece_text(str(each.view), there), "<-", sources))
+        for pairing in self.pairings:
+            view = piece_text(str(pairing.view), self._names[1])
+            cells.append((view, "<-", self._sources_text(pairing)))
         lines = [f"{self.source.name} -> {self.view.name}: {self.status}", *columns(cells)]
         lines += [f"  {rule}" for rule in self.rules]
         lines += [f"  open: {each}" for each in self.open]
@@ -304,7 +310,8 @@ def _is_one_function(models: Models, words: _Words) -> bool:
     """Whether two models with fewer layers than those that are given are one function."""
     try:
         known = known_leaves(models, words.rules, words.scan, words.lists, words.names)
-    except CkptSchemaError:  # what is said of layers that are not there
+    # With fewer layers a rule may name one that is not there, which is no fault of the caller's.
+    except CkptSchemaError:
         known = KnownLeaves()
     return _discovered(models, words, known).is_one_function
 
@@ -313,33 +320,39 @@ def _discovered(models: Models, words: _Words, known: KnownLeaves) -> Discovery:
     """What running two models tells."""
     names, seed = words.names, words.seed
     _verify_runs(models, names, seed)
+    # Readings come in turns, the least changed first; each is matched, until one explains all.
     search = Search(models, seed, words.budget, known)
     judged: dict[Reading, Matched] = {}
     readings: list[Reading] = []
     for readings in search.readings():
         if readings[0].noise > NEARLY:
             break
-        for each in readings[:_MOST_READINGS]:
-            if each not in judged:
-                pieces = search.cutting.both_pieces(each.changes)
-                judged[each] = match_pieces(models, pieces, each.noise, seed, known)
+        for reading in readings[:_MOST_READINGS]:
+            if reading not in judged:
+                pieces = search.cutting.both_pieces(reading.changes)
+                judged[reading] = match_pieces(models, pieces, reading.noise, seed, known)
+        # Other readings would explain no more.
         if any(matched.agrees and not any(matched.alone) for matched in judged.values()):
-            break  # other readings would explain no more
+            break
+    # Nothing made the outputs nearly equal: the last turn has the best of all readings.
     if not judged:
         collisions = colliding_sizes(itertools.chain(*search.cutting.both_pieces(frozenset())))
         return _refused(models, search, readings, names, collisions)
+    # The sort is stable: of readings that cost the same, the one that came first.
     ordered = sorted(judged.items(), key=lambda pair: _cost(pair[1]))
     reading, best = ordered[0]
-    alike = [one for one, other in ordered[1:] if _cost(other)[:2] == _cost(best)[:2]]
     pieces = search.cutting.both_pieces(reading.changes)
     found = rules_of(models, pieces, best.pairings, names, best.choices, known)
+    # Values may differ in other ways that are as good: the same factor in another leaf, or all of
+    # another reading that explains as much.
     values = OpenValues(found.values)
     if reading.recodes and best.complete:
         values.add_places(models[1], found.paths, best, known, seed)
-        for each in alike:
-            pieces = search.cutting.both_pieces(each.changes)
-            way = rules_of(models, pieces, judged[each].pairings, names, known=known)
-            values.add_way(way.values)
+        for other, matched in ordered[1:]:
+            if _cost(matched)[:2] == _cost(best)[:2]:
+                pieces = search.cutting.both_pieces(other.changes)
+                way = rules_of(models, pieces, matched.pairings, names, known=known)
+                values.add_way(way.values)
     carried = functools.partial(_carried, models, seed, best.noise)
     notes = unexercised(models[0], best.values[0], seed)
     if not best.complete:
@@ -349,6 +362,7 @@ def _discovered(models: Models, words: _Words, known: KnownLeaves) -> Discovery:
 
 def _carried(models: Models, seed: int, noise: float, lens: Lens) -> tuple[float, float]:
     """How far outputs differ where a lens has carried random values over, and how far they may."""
+    # The view's own random values stay where the lens carries none.
     trees = [drawn_tree(model, seed + side) for side, model in enumerate(models)]
     before = named_values(models[0], trees[0])
     outputs = models[0].run(before)
@@ -380,6 +394,7 @@ def _verify_runs(models: Models, names: tuple[str, str], seed: int) -> None:
     faults: list[Mismatch] = []
     shapes: list[int] = []
     for model, name in zip(models, names, strict=True):
+        # At the shared point of whole leaves; twice, for a run with dropout differs each time.
         pieces = [whole_piece(leaf, shape) for leaf, shape in model.shapes.items()]
         leaves = leaves_of(model, pieces, shared_values(pieces, seed))
         first = model.run(leaves)
@@ -389,6 +404,7 @@ def _verify_runs(models: Models, names: tuple[str, str], seed: int) -> None:
             first = model.run(leaves)
         second = model.run(leaves)
         shapes.append(first.size)
+        # What is not finite has an infinite gap even to itself.
         if relative_gap(first, first) > 0:
             hint = "the values are random, of size one: leave out what masks with infinities"
             faults.append(Mismatch(name, "outputs", "finite numbers", "NaN or infinities", hint))
@@ -419,10 +435,13 @@ def _refused(
     found = rules_of(models, ([], []), [], names)
     nearest = readings[0]
     notes = [f"no reading makes the outputs equal: they differ by {nearest.noise:.1e} at best"]
-    notes += [f"with {_worded(each)} they differ by {each.noise:.1e}" for each in readings[1:4]]
+    for reading in readings[1:4]:
+        notes.append(f"with {_worded(reading)} they differ by {reading.noise:.1e}")
+    # Outputs are compared flat, so that as many numbers may be another order of axes. A model of a
+    # user's own need not tell its shapes.
     shapes = [getattr(model, "output_shapes", None) for model in models]
     if None not in shapes and shapes[0] != shapes[1]:
-        words = (", ".join(str(shape) for shape in each or ()) for each in shapes)
+        words = [", ".join(map(str, shapes_of_side or ())) for shapes_of_side in shapes]
         notes.append(f"their outputs have other shapes: {' and '.join(words)}")
     notes += collisions
     return Discovery(
@@ -487,10 +506,11 @@ def _told(
     # Asked once: each makes all paths anew, of thousands of leaves.
     paths, open_paths = found.paths, values.paths
     pairings = [each for each in matched.pairings if paths[each.view.leaf] not in open_paths]
-    here, there = ({leaf: side.spoken(leaf) for leaf in side.slots} for side in found.sides)
+    here, there = map(_spoken_names, found.sides)
     opens = [dataclasses.replace(each, _names=(here, there)) for each in opens]
     evidence = Evidence(matched.outputs, matched.gradients, matched.noise, matched.nearest, tried)
     before, after = found.levels
+    lists = dict.fromkeys((*before.lists, *after.lists))
     return Discovery(
         status=status,
         rules=rules,
@@ -499,7 +519,7 @@ def _told(
         source=found.layouts[0],
         view=found.layouts[1],
         scan=_both_scans(before, after),
-        lists=(*before.lists, *(each for each in after.lists if each not in before.lists)),
+        lists=tuple(lists),
         pairings=tuple(pairings),
         notes=tuple(notes),
         _gap=carried,
@@ -507,9 +527,14 @@ def _told(
     )
 
 
+def _spoken_names(side: Addresses) -> dict[str, str]:
+    """What rules call each leaf of a side."""
+    return {leaf: side.spoken(leaf) for leaf in side.slots}
+
+
 def _both_scans(before: LayerLevels, after: LayerLevels) -> dict[str, Any]:
     """The axes of both sides as `adapt` takes them: a pair where both have a node of one name."""
-    found: dict[str, Any] = {**before.scan, **after.scan}
+    scans: dict[str, Any] = {**before.scan, **after.scan}
     for node in before.scan.keys() & after.scan.keys():
-        found[node] = before.scan[node], after.scan[node]
-    return found
+        scans[node] = before.scan[node], after.scan[node]
+    return scans

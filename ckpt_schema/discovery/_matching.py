@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from ckpt_schema.discovery._proof import (
 __all__ = ["Choice", "Matched", "Pairing", "match_pieces"]
 
 Array = np.ndarray[Any, Any]
+_Ways = Mapping[tuple[int, int], Sequence[Order]]
 _ROUNDS = 12
 _MOST_LEFT = 3  # so many pieces of one form are told by trying all assignments
 _MOST_TIED = 4
@@ -191,19 +192,22 @@ class _Matching:
     def _known(self) -> Pairs:
         return self._found | self._chosen
 
-    # --- One round  ---
-
     def _round(self, number: int) -> bool:
         """Matches what is left; whether anything was added."""
         self._see(self._proof.at(self._known, number))
         left, right = self._left()
+        # A letter i is always a piece of the source, by its number, and j one of the view.
         edges = self._edges(left, right)
-        several = collections.Counter(j for each in edges.values() for j in {j for j, _ in each})
+        several: collections.Counter[int] = collections.Counter()
+        for candidates in edges.values():
+            several.update({j for j, _ in candidates})
+        # What has one candidate, in one order of axes, and is the only one to have it, is found.
         added: Pairs = {}
-        for i, each in edges.items():
-            if len(each) == 1 and several[each[0][0]] == 1:
-                j, order = each[0]
+        for i, candidates in edges.items():
+            if len(candidates) == 1 and several[candidates[0][0]] == 1:
+                j, order = candidates[0]
                 added[j] = ((i, order),)
+        # Where there is none such, what gradients tell less plainly is tried, step by step.
         if not added:
             lone = [i for i in left if i not in edges], [j for j in right if not several[j]]
             added = self._sums(left, right, lone)
@@ -215,6 +219,7 @@ class _Matching:
             added = self._woken()
         if not added:
             return False
+        # Equal gradients at the shared point may be chance: outputs at random values prove it.
         kept = self._proved(added, number)
         self._found |= kept
         return bool(kept)
@@ -225,14 +230,21 @@ class _Matching:
         is_allowed = self._beforehand.allows(source.leaf, view.leaf)
         return orders(source.shape, view.shape) if is_allowed else ()
 
+    def _ways(self, members: Sequence[int], goals: Sequence[int]) -> _Ways:
+        ways: dict[tuple[int, int], list[Order]] = {}
+        for i, j in itertools.product(members, goals):
+            ways[i, j] = list(self._orders(i, j))
+        return ways
+
     def _see(self, point: ProofPoint) -> None:
         """Takes the gradients at a point."""
-        own: list[list[Array]] = []
+        by_side: list[list[Array]] = []
         sides = zip(self._models, self._pieces, point.leaves, point.outputs, strict=True)
         for model, pieces, leaves, outputs in sides:
-            own.append(gradients_at(model, pieces, leaves, outputs, self._seed))
-        self._gradients = own[0], own[1]
-        sizes = [_size(gradient) for gradient in own[0]]
+            by_side.append(gradients_at(model, pieces, leaves, outputs, self._seed))
+        self._gradients = by_side[0], by_side[1]
+        # What is smaller than rounding makes of a common gradient is none.
+        sizes = [_size(gradient) for gradient in by_side[0]]
         self._floor = self._tolerance * float(np.median(sizes)) if sizes else 0.0
 
     def _left(self) -> tuple[list[int], list[int]]:
@@ -267,23 +279,25 @@ class _Matching:
             form = sources[i].form
             if form not in norms:
                 continue
+            # Turning keeps the norm. Arrays whose norms differ by more cannot be equal.
             norm = float(np.linalg.norm(before[i]))
             window = 2 * self._tolerance * norm
             low, high = np.searchsorted(norms[form], [norm - window, norm + window])
-            found: list[tuple[int, Order]] = []
+            candidates: list[tuple[int, Order]] = []
             for _, j in by_form[form][max(low - 1, 0) : high + 1]:
                 for order in self._orders(i, j):
                     gap = relative_gap(before[i].transpose(order), after[j])
                     if gap <= self._tolerance:
-                        found.append((j, order))
+                        candidates.append((j, order))
                     else:
                         self._nearest = min(self._nearest, gap)
-            if found:
-                edges[i] = found
+            if candidates:
+                edges[i] = candidates
         return edges
 
     def _proved(self, added: Pairs, number: int) -> Pairs:
         """Those of the new pairs under which the outputs agree at random values."""
+        # All at once takes one run. Only if they fail together is each tried by itself.
         if self._proof.agrees(self._known | added, number + 20):
             return added
         kept: Pairs = {}
@@ -292,8 +306,6 @@ class _Matching:
             if self._proof.agrees(trial, number + 20, number + 40):
                 kept[j] = origins
         return kept
-
-    # --- Sums and copies  ---
 
     def _sums(
         self, left: Sequence[int], right: Sequence[int], lone: tuple[list[int], list[int]]
@@ -306,26 +318,26 @@ class _Matching:
         before, after = self._gradients
         if max(map(len, lone)) >= _MOST_SUMS:
             return {}
-        for i in lone[0]:  # one leaf of the source is two of the view
+        # One leaf of the source is two of the view.
+        for i in lone[0]:
             alike = [j for j in lone[1] if views[j].form == sources[i].form]
             for one, other in itertools.combinations(alike, 2):
-                for first in self._orders(i, one):
-                    for second in self._orders(i, other):
-                        back = inverse_order(first), inverse_order(second)
-                        total = after[one].transpose(back[0]) + after[other].transpose(back[1])
-                        if relative_gap(before[i], total) <= self._tolerance:
-                            return {one: ((i, first),), other: ((i, second),)}
-        for j in lone[1]:  # two leaves of the source are added up, or one stored twice
+                turns = itertools.product(self._orders(i, one), self._orders(i, other))
+                for first, second in turns:
+                    back = inverse_order(first), inverse_order(second)
+                    total = after[one].transpose(back[0]) + after[other].transpose(back[1])
+                    if relative_gap(before[i], total) <= self._tolerance:
+                        return {one: ((i, first),), other: ((i, second),)}
+        # Two leaves of the source are added up, or one is stored twice.
+        for j in lone[1]:
             alike = [i for i in lone[0] if sources[i].form == views[j].form]
             for one, other in itertools.combinations(alike, 2):
-                for first in self._orders(one, j):
-                    for second in self._orders(other, j):
-                        total = before[one].transpose(first) + before[other].transpose(second)
-                        if relative_gap(total, after[j]) <= self._tolerance:
-                            return {j: ((one, first), (other, second))}
+                turns = itertools.product(self._orders(one, j), self._orders(other, j))
+                for first, second in turns:
+                    total = before[one].transpose(first) + before[other].transpose(second)
+                    if relative_gap(total, after[j]) <= self._tolerance:
+                        return {j: ((one, first), (other, second))}
         return {}
-
-    # --- What gradients do not tell  ---
 
     def _tried(
         self,
@@ -340,16 +352,9 @@ class _Matching:
             New pairs, and whether several agreed, of which one was taken to go on with.
         """
         for members, goals, ways in self._ties(edges, left, right, several):
-            options: list[Pairs] = []
-            for perm in itertools.permutations(members):
-                each = [
-                    [((i, order),) for order in ways.get((i, j), ())]
-                    for i, j in zip(perm, goals, strict=True)
-                ]
-                for origins in itertools.product(*each):
-                    options.append(dict(zip(goals, origins, strict=True)))
             good: list[Pairs] = []
-            for option in options[:_MOST_CHOICES]:
+            options = _assignments(members, goals, ways)
+            for option in itertools.islice(options, _MOST_CHOICES):
                 if self._proof.agrees(self._known | option, 50, 51):
                     good.append(option)
             if len(good) == 1:
@@ -371,15 +376,10 @@ class _Matching:
             if not len(members) == len(goals) <= _MOST_LEFT:
                 continue
             good: list[Pairs] = []
-            for perm in itertools.permutations(members):
-                ways = [
-                    [((i, order),) for order in self._orders(i, j)]
-                    for i, j in zip(perm, goals, strict=True)
-                ]
-                for origins in itertools.product(*ways):
-                    trial = dict(zip(goals, origins, strict=True))
-                    if self._proof.agrees(self._known | trial, 60, 61):
-                        good.append(trial)
+            for trial in _assignments(members, goals, self._ways(members, goals)):
+                if self._proof.agrees(self._known | trial, 60, 61):
+                    good.append(trial)
+                # Two are no answer, as where no value matters: more runs would not change that.
                 if len(good) > 1:
                     break
             if len(good) == 1 and all(self._proof.matters(self._known | good[0], j) for j in goals):
@@ -391,10 +391,9 @@ class _Matching:
         left, right = map(set, self._left())
         known = self._known
         used = {i for origins in known.values() for i, _ in origins}
-        return (
-            [i for i in range(len(self._pieces[0])) if i not in used and i not in left],
-            [j for j in range(len(self._pieces[1])) if j not in known and j not in right],
-        )
+        sources = [i for i in range(len(self._pieces[0])) if i not in used and i not in left]
+        views = [j for j in range(len(self._pieces[1])) if j not in known and j not in right]
+        return sources, views
 
     def _ties(
         self,
@@ -402,11 +401,12 @@ class _Matching:
         left: Sequence[int],
         right: Sequence[int],
         several: Mapping[int, int],
-    ) -> Iterable[tuple[list[int], list[int], dict[tuple[int, int], list[Order]]]]:
+    ) -> Iterable[tuple[list[int], list[int], _Ways]]:
         """Groups of as many pieces on both sides, and how each may be turned into each."""
+        # First those that gradients bring together: as many pieces with the same candidates.
         groups: dict[frozenset[int], list[int]] = collections.defaultdict(list)
-        for i, each in edges.items():
-            groups[frozenset(j for j, _ in each)].append(i)
+        for i, candidates in edges.items():
+            groups[frozenset(j for j, _ in candidates)].append(i)
         for goals, members in groups.items():
             if len(members) == len(goals) <= _MOST_TIED:
                 ways: dict[tuple[int, int], list[Order]] = collections.defaultdict(list)
@@ -424,8 +424,7 @@ class _Matching:
                 spare.setdefault(views[j].form, ([], []))[1].append(j)
         for members, goals in spare.values():
             if len(members) == len(goals) <= _MOST_LEFT:
-                ways = {(i, j): list(self._orders(i, j)) for i in members for j in goals}
-                yield members, goals, ways
+                yield members, goals, self._ways(members, goals)
 
     def _pairing(self, number: int, origins: Sequence[PieceOrigin]) -> Pairing:
         sources, views = self._pieces
@@ -434,8 +433,6 @@ class _Matching:
             tuple(sources[i] for i, _ in origins),
             tuple(order for _, order in origins),
         )
-
-    # --- Choices  ---
 
     def _choices(self) -> list[Choice]:
         """The choices that were met, each with what follows from it; the last first.
@@ -452,17 +449,15 @@ class _Matching:
                 way = self._known | option if is_last else self._way(fork, option)
                 if way.keys() == self._known.keys():
                     ways.append(way)
-            own = {
-                number
-                for number in self._known.keys() - taken
-                if any(way[number] != ways[0][number] for way in ways)
-            }
-            options = [{number: way[number] for number in sorted(own)} for way in ways]
+            rest = sorted(self._known.keys() - taken)
+            differing = [j for j in rest if any(way[j] != ways[0][j] for way in ways)]
+            options = [{number: way[number] for number in differing} for way in ways]
             options = self._holding(options)
-            if len(options) < 2:  # the others lead nowhere: what was taken is told
+            # The others lead nowhere: what was taken is told.
+            if len(options) < 2:
                 self._found |= options[0]
                 continue
-            taken |= own
+            taken.update(differing)
             choices.append(self._choice(options))
         for number in taken:
             self._chosen[number] = self._known[number]
@@ -492,11 +487,11 @@ class _Matching:
 
     def _holding(self, options: Sequence[Pairs]) -> list[Pairs]:
         """Those under which the outputs agree, each once."""
-        found = [options[0]]
+        holding = [options[0]]
         for option in options[1:]:
-            if option not in found and self._proof.agrees(self._known | option, 70, 71):
-                found.append(option)
-        return found
+            if option not in holding and self._proof.agrees(self._known | option, 70, 71):
+                holding.append(option)
+        return holding
 
     def _choice(self, options: Sequence[Pairs]) -> Choice:
         sources, views = self._pieces
@@ -511,29 +506,29 @@ class _Matching:
             f"{len(options)} assignments leave the outputs equal",
         )
 
-    # --- The end  ---
-
     def _summary(self, choices: Sequence[Choice]) -> Matched:
         """What is told, proved once more at fresh values."""
         sources, views = self._pieces
-        point = self._proof.at(self._known, 99)
+        known = self._known
+        point = self._proof.at(known, 99)
         self._see(point)
         before, after = self._gradients
-        used = collections.Counter(i for each in self._known.values() for i, _ in each)
+        used = collections.Counter(i for i, _ in itertools.chain(*known.values()))
+        # The gradient of a leaf that is used twice is a sum: it is equal to none of the view's.
         gaps: dict[int, float] = {}
         for j, origins in self._found.items():
             if len(origins) == 1 and used[origins[0][0]] == 1:
                 [(i, order)] = origins
                 gaps[j] = relative_gap(before[i].transpose(order), after[j])
+        merged: list[Pairing] = []
+        for j, origins in known.items():
+            if len(origins) > 1 and not self._proof.is_sum(j, origins):
+                merged.append(self._pairing(j, origins))
         live, asleep = self._left(), self._asleep()
         return Matched(
-            pairings=tuple(self._pairing(j, each) for j, each in self._found.items()),
+            pairings=tuple(self._pairing(j, origins) for j, origins in self._found.items()),
             choices=tuple(choices),
-            merged=tuple(
-                self._pairing(j, each)
-                for j, each in self._known.items()
-                if len(each) > 1 and not self._proof.is_sum(j, each)
-            ),
+            merged=tuple(merged),
             asleep=(
                 tuple(sources[i] for i in asleep[0]),
                 tuple(views[j] for j in asleep[1]),
@@ -548,6 +543,16 @@ class _Matching:
             agrees=point.gap <= self._proof.bound,
             values=point.leaves,
         )
+
+
+def _assignments(members: Sequence[int], goals: Sequence[int], ways: _Ways) -> Iterator[Pairs]:
+    """Every way to make each of some pieces of the view of one of the source, in every order of axes."""
+    for perm in itertools.permutations(members):
+        origins_of_goals: list[list[tuple[PieceOrigin, ...]]] = []
+        for i, j in zip(perm, goals, strict=True):
+            origins_of_goals.append([((i, order),) for order in ways.get((i, j), ())])
+        for origins in itertools.product(*origins_of_goals):
+            yield dict(zip(goals, origins, strict=True))
 
 
 def _size(gradient: Array) -> float:

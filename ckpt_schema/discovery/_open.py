@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._lens.adapt.one_sided import derived
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema.discovery._beforehand import KnownLeaves
-from ckpt_schema.discovery._cuts import LeafPiece
+from ckpt_schema.discovery._cuts import AxisSizes, LeafPiece
 from ckpt_schema.discovery._found_rules import FoundRules
 from ckpt_schema.discovery._matching import Matched
 from ckpt_schema.discovery._models import RunnableModel
@@ -57,10 +58,8 @@ class Open:
 
     def __str__(self) -> str:
         """On one line, layers of one kind together."""
-        ours, theirs = (
-            leaf_kinds([piece_text(piece, names) for piece in pieces])
-            for pieces, names in zip((self.sources, self.views), self._names, strict=True)
-        )
+        ours = leaf_kinds([piece_text(piece, self._names[0]) for piece in self.sources])
+        theirs = leaf_kinds([piece_text(piece, self._names[1]) for piece in self.views])
         sides = f"{ours} <-> {theirs}: " if self.sources else ""
         options = "; or ".join(map(rules_text, self.options))
         return f"{sides}{self.reason}{': ' * bool(options)}{options}"
@@ -68,18 +67,29 @@ class Open:
     @property
     def where(self) -> str:
         """What it is of: its pieces of the view, or else of the source, as rules call their leaves."""
-        pieces, names = (
-            (self.views, self._names[1]) if self.views else (self.sources, self._names[0])
-        )
+        pieces, names = self.sources, self._names[0]
+        if self.views:
+            pieces, names = self.views, self._names[1]
         return ", ".join(piece_text(piece, names) for piece in pieces)
 
     def is_settled(self, rules: Sequence[Rule]) -> bool:
         """Whether some rules say which of its options it is: one of them, or a word on one of its leaves."""
+        # What has no options is settled by the derivation, which places it or says what is missing.
         if not self.options or any(set(option) <= set(rules) for option in self.options):
             return True
-        named = {path for option in self.options for rule in option for path in rule_paths(rule)}
-        given = {path for rule in rules for path in rule_paths(rule)}
-        return any(path[: len(node)] == node for path in named for node in given)
+        # A rule of the user's own, as a scale of the leaf by another factor, is a word on it too;
+        # so is one of a node above it. Whether the models then agree is proved by running them.
+        named = _paths_of(itertools.chain(*self.options))
+        nodes = _paths_of(rules)
+        return any(path[: len(node)] == node for path in named for node in nodes)
+
+
+def _paths_of(rules: Iterable[Rule]) -> set[LogicalPath]:
+    """All logical paths that some rules speak of."""
+    paths: set[LogicalPath] = set()
+    for rule in rules:
+        paths.update(rule_paths(rule))
+    return paths
 
 
 def piece_text(piece: str, names: Mapping[str, str]) -> str:
@@ -98,7 +108,10 @@ def leaf_kinds(names: Sequence[str]) -> str:
     alike: dict[str, list[str]] = collections.defaultdict(list)
     for name in names:
         alike[kind_of_leaf(name)].append(name)
-    words = [own[0] if len(own) == 1 else f"{kind} ({len(own)})" for kind, own in alike.items()]
+    words: list[str] = []
+    for kind, of_kind in alike.items():
+        # One alone by its own name: it may be one layer of many.
+        words.append(of_kind[0] if len(of_kind) == 1 else f"{kind} ({len(of_kind)})")
     return ", ".join(words) or "nothing"
 
 
@@ -109,6 +122,7 @@ def rules_text(rules: Sequence[Rule]) -> str:
 
 def rule_paths(rule: Rule) -> Iterator[LogicalPath]:
     """The logical paths that a rule speaks of."""
+    # Rules are data, and each calls its paths by a few names.
     for field in dataclasses.fields(rule):
         value = getattr(rule, field.name)
         if field.name in ("path", "source", "view", "copy", "of", "whole") and value:
@@ -137,7 +151,7 @@ def open_unsaid(found: FoundRules) -> list[Open]:
 def _choices(found: FoundRules) -> list[Open]:
     opens: list[Open] = []
     for choice, options in found.options:
-        sources, views = (tuple(map(str, side)) for side in (choice.sources, choice.views))
+        sources, views = tuple(map(str, choice.sources)), tuple(map(str, choice.views))
         opens.append(Open(sources, views, choice.why, options))
     return opens
 
@@ -145,9 +159,10 @@ def _choices(found: FoundRules) -> list[Open]:
 def _merged(matched: Matched) -> list[Open]:
     """Leaves of the source that the view has once: a tie, or a layer that is used twice by mistake."""
     reason = "the view has one leaf for these: the same function only where they are always equal"
-    return [
-        Open(tuple(map(str, each.sources)), (str(each.view),), reason) for each in matched.merged
-    ]
+    opens: list[Open] = []
+    for pairing in matched.merged:
+        opens.append(Open(tuple(map(str, pairing.sources)), (str(pairing.view),), reason))
+    return opens
 
 
 def open_asleep(matched: Matched, known: KnownLeaves) -> list[Open]:
@@ -167,6 +182,7 @@ def open_skipped(models: Models, found: FoundRules, rules: Sequence[Rule]) -> li
     """Leaves that are no floats, where neither a name nor a rule says what they are: counts, caches, flags."""
     if not any(model.skipped for model in models):
         return []
+    # The derivation joins them by name; what it cannot place is in its error.
     try:
         derived(*found.layouts, [*rules], None)
     except DerivationError as error:
@@ -175,9 +191,11 @@ def open_skipped(models: Models, found: FoundRules, rules: Sequence[Rule]) -> li
         return []
     left: list[tuple[str, ...]] = []
     for model, side in zip(models, found.sides, strict=True):
-        # A model of another framework may name leaves that its tree does not have.
-        within = [leaf for leaf in model.skipped if leaf in side.slots]
-        named = [leaf for leaf in within if "/".join(side.slots[leaf][0].path) in unplaced]
+        named: list[str] = []
+        for leaf in model.skipped:
+            # A model of another framework may name leaves that its tree does not have.
+            if leaf in side.slots and "/".join(side.slots[leaf][0].path) in unplaced:
+                named.append(leaf)
         left.append(tuple(named))
     reason = "it is no float, so no gradient tells it, and no leaf of the other side has its name"
     return [Open(left[0], left[1], reason)] if any(left) else []
@@ -188,9 +206,9 @@ def _alone(matched: Matched) -> list[Open]:
 
 
 def _by_form(pieces: tuple[Sequence[LeafPiece], Sequence[LeafPiece]], reason: str) -> list[Open]:
-    forms = dict.fromkeys(piece.form for side in pieces for piece in side)
-    found: list[Open] = []
-    for form in forms:
-        sources, views = (tuple(str(p) for p in side if p.form == form) for side in pieces)
-        found.append(Open(sources, views, reason))
-    return found
+    """An entry for each form, in the order in which the forms are met."""
+    by_form: dict[AxisSizes, tuple[list[str], list[str]]] = {}
+    for side, pieces_of_side in enumerate(pieces):
+        for piece in pieces_of_side:
+            by_form.setdefault(piece.form, ([], []))[side].append(str(piece))
+    return [Open(tuple(sources), tuple(views), reason) for sources, views in by_form.values()]

@@ -48,25 +48,29 @@ class OpenValues:
         factors = _factors(matched, paths)
         for leaf in known.recodes:
             factors.pop(paths[leaf], None)
+        # The difference that proves a pair as well: see `Proof.bound`.
         bound = max(1e-9, 30 * matched.noise)
-        for found in factor_places(view, paths, factors, matched.values[1], bound, seed):
+        for places in factor_places(view, paths, factors, matched.values[1], bound, seed):
             options: list[tuple[Rule, ...]] = []
-            for way in found.ways:
-                options.append(tuple(scale(path, own) for path, own in sorted(way.items())))
+            for way in places.ways:
+                options.append(tuple(scale(path, factor) for path, factor in sorted(way.items())))
+            # A reading that differs from the best by where this factor stands says nothing new.
             rest = set(self._found) - set(options[0])
-            self._moved += (frozenset(rest | set(option)) for option in options)
+            for option in options:
+                self._moved.append(frozenset(rest | set(option)))
+            # The first place is where it was found: it is one of the options now.
             self.settled = tuple(rule for rule in self.settled if rule not in options[0])
-            leaves = dict.fromkeys(path for way in found.ways for path in way)
+            leaves = dict.fromkeys(itertools.chain(*places.ways))
             self.opens.append(Open((), tuple(leaves), _MOVED, tuple(options)))
 
     @property
     def paths(self) -> set[str]:
         """The leaves whose values are open, by their logical paths."""
-        found: set[str] = set()
-        for each in self.opens:
-            for rule in itertools.chain(*each.options):
-                found.update(map("/".join, rule_paths(rule)))
-        return found
+        paths: set[str] = set()
+        for entry in self.opens:
+            for rule in itertools.chain(*entry.options):
+                paths.update(map("/".join, rule_paths(rule)))
+        return paths
 
     def add_way(self, rules: Sequence[Rule]) -> None:
         """Adds another way, which leaves the outputs as equal."""
@@ -74,6 +78,7 @@ class OpenValues:
         # More than is needed is no way of its own, nor is a factor in another of its places.
         if way in self._moved or any(set(each) <= way for each in (self._found, *self._ways)):
             return
+        # Now all values are open, in one entry: an option says all of them.
         self._ways.append(tuple(rules))
         options = (self._found, *self._ways)
         self.settled = ()
@@ -82,15 +87,16 @@ class OpenValues:
 
 def _factors(matched: Matched, paths: Mapping[str, str]) -> dict[str, float]:
     """The factor of each leaf of the view that is the source's times a number, by its logical path."""
-    every: dict[str, set[float | None]] = collections.defaultdict(set)
+    # All pieces of all layers of a path must have one factor. None is of what is no multiple.
+    by_path: dict[str, set[float | None]] = collections.defaultdict(set)
     for pairing in matched.pairings:
         factor: float | None = None
         if len(pairing.sources) == 1 and pairing.view.offset == pairing.sources[0].offset == 0:
             factor = pairing.view.scale / pairing.sources[0].scale
-        every[paths[pairing.view.leaf]].add(factor)
-    found: dict[str, float] = {}
-    for path, several in every.items():
+        by_path[paths[pairing.view.leaf]].add(factor)
+    factors: dict[str, float] = {}
+    for path, several in by_path.items():
         factor = next(iter(several))
         if len(several) == 1 and factor is not None and factor != 1:
-            found[path] = factor
-    return found
+            factors[path] = factor
+    return factors
