@@ -42,10 +42,10 @@ def read_extents(tensor: Tensor, boxes: Collection[Extent]) -> dict[Extent, np.n
         CheckpointMismatchError: The file is another than when its header was read, or holds what is
             no value.
     """
-    found = {
-        box: _empty([end - start for start, end in box], tensor.dtype)
-        for box in dict.fromkeys(boxes)
-    }
+    # Devices that hold copies have one box, which is read for all of them.
+    found: dict[Extent, np.ndarray[Any, Any]] = {}
+    for box in dict.fromkeys(boxes):
+        found[box] = _empty([end - start for start, end in box], tensor.dtype)
     try:
         with tensor.file.open("rb") as opened:
             reading = _Reading(opened, tensor.dtype.itemsize)
@@ -63,6 +63,7 @@ def read_extents(tensor: Tensor, boxes: Collection[Extent]) -> dict[Extent, np.n
 
 def _empty(shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """An array that is not filled yet, where jax takes it over as it is on a CPU, in the place of a copy."""
+    # Of a little more memory than is needed, what begins at a multiple is taken.
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + _ALIGNED, np.uint8)
     start = -memory.ctypes.data % _ALIGNED
@@ -101,29 +102,37 @@ class _Reading:
 
     def fill(self, start: int, shape: Sequence[int], parts: Sequence[_Part]) -> None:
         """Reads parts of an array whose bytes begin at ``start``."""
+        # Rows 4 to 8 of (16, 512) are read where they go. Columns 0 to 256 have a bit of each row:
+        # whole rows are read, some at once, and each part takes its columns of them.
         row = math.prod(shape[1:]) * self.width
-        runs = [part for part in parts if part.is_run(shape)]
-        for part in runs:
-            first = part.box[0][0] if part.box else 0
-            self._read(start + first * row, part.made)
-        rest = [part for part in parts if not part.is_run(shape) and part.made.size]
+        rest: list[_Part] = []
+        for part in parts:
+            if part.is_run(shape):
+                # A scalar has no axis, and one element.
+                first = part.box[0][0] if part.box else 0
+                self._read(start + first * row, part.made)
+            elif part.made.size:
+                rest.append(part)
         if not rest:
             return
+        begin = min(part.box[0][0] for part in rest)
         end = max(part.box[0][1] for part in rest)
         step = max(1, _PIECE // row)
-        for first in range(min(part.box[0][0] for part in rest), end, step):
+        for first in range(begin, end, step):
             last = min(first + step, end)
-            own = [part for part in rest if part.box[0][0] < last and first < part.box[0][1]]
-            if own and row >= _PIECE:
-                self.fill(start + first * row, shape[1:], [part.row(first) for part in own])
-            elif own:
-                piece = np.empty([last - first, *shape[1:]], own[0].made.dtype)
+            wanted = [part for part in rest if part.box[0][0] < last and first < part.box[0][1]]
+            # A row that is larger than a piece is an array itself, of one axis less.
+            if wanted and row >= _PIECE:
+                self.fill(start + first * row, shape[1:], [part.row(first) for part in wanted])
+            elif wanted:
+                piece = np.empty([last - first, *shape[1:]], wanted[0].made.dtype)
                 self._read(start + first * row, piece)
-                for part in own:
+                for part in wanted:
                     _cut(piece, first, part)
 
     def _read(self, start: int, made: np.ndarray[Any, Any]) -> None:
         """Fills an array with the bytes that begin at ``start``."""
+        # A read may give less than was asked for.
         left = made.reshape(-1).view(np.uint8).data
         self.opened.seek(start)
         while left:

@@ -51,12 +51,15 @@ def _by_rows(shape: tuple[int, ...], sharding: Sharding) -> NamedSharding | None
     """
     if not isinstance(sharding, NamedSharding):
         return None
+    # What the devices of each process hold. Each process looks at all, so that all find the same.
     held: dict[int, set[Extent]] = {}
     for device, index in sharding.devices_indices_map(shape).items():
         held.setdefault(device.process_index, set()).add(_extent(index, shape))
+    # Where each process needs whole rows alone, nothing is read in vain.
     row = math.prod(shape[1:])
     if all(_elements(extents) == row * _rows(extents) for extents in held.values()):
         return None
+    # As many mesh axes as the rows can be divided by, in the order of the mesh.
     axes: list[str] = []
     ways = 1
     for name, size in sharding.mesh.shape.items():
@@ -68,9 +71,13 @@ def _by_rows(shape: tuple[int, ...], sharding: Sharding) -> NamedSharding | None
 
 
 def _elements(extents: set[Extent]) -> int:
-    return sum(math.prod(end - start for start, end in extent) for extent in extents)
+    count = 0
+    for extent in extents:
+        count += math.prod(end - start for start, end in extent)
+    return count
 
 
 def _rows(extents: set[Extent]) -> int:
     """How many rows some extents have a part of: those of equal shards are the same, or apart."""
-    return sum(end - start for start, end in {extent[0] for extent in extents if extent})
+    spans = {extent[0] for extent in extents if extent}
+    return sum(end - start for start, end in spans)
