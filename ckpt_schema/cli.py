@@ -179,9 +179,12 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "layout",
         metavar="LAYOUT",
-        help="module:attr of a lens, or of a tree or a function that makes one; or a checkpoint of the new layout",
+        help="module:attr of a lens, a registry, a tree or a function that makes one; or a checkpoint of the new layout",
     )
     _add_place(convert)
+    convert.add_argument(
+        "--to", metavar="VERSION", help="of a registry, module:attr of the version; the newest"
+    )
     convert.add_argument(
         "--verify", action="store_true", help="read all of both again, and compare bit for bit"
     )
@@ -215,7 +218,9 @@ def _parser() -> argparse.ArgumentParser:
     plan = add("plan", "print what a restore would cost: faults, bytes that are read, memory")
     plan.add_argument("given", metavar="PATH", help="a checkpoint")
     plan.add_argument("target", metavar="TARGET", help=f"what it is restored into: {_TREE}")
-    plan.add_argument("lens", metavar="LENS", nargs="?", help="module:attr of a lens")
+    plan.add_argument(
+        "lens", metavar="LENS", nargs="?", help="module:attr of a lens, or of a registry"
+    )
     _add_place(plan)
     plan.add_argument(
         "--mesh",

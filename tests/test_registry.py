@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as v0
 import pytest
 from jaxtyping import Array, Float32
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
+from ckpt_schema import cli
 from ckpt_schema._layouts.sizes import Size
 from ckpt_schema._lens import registry as registries
 from ckpt_schema._lens.cells import Cell, identity, taken_apart
@@ -80,6 +83,7 @@ LENSES = [
 REGISTRY = cs.Registry(LENSES)
 
 
+@functools.cache
 def states() -> dict[str, Any]:
     """One state, in all five versions, each by the lenses up to it, one after the other."""
     rng = np.random.default_rng(0)
@@ -253,13 +257,141 @@ def test_what_takes_one_lens_says_how_a_registry_has_it(tmp_path: Path) -> None:
     state = states()["V3"]
     ocp.save(tmp_path / "0", state)
     calls: list[Callable[[Any], Any]] = [
-        lambda registry: cs.orbax.convert(tmp_path / "0", tmp_path / "1", registry),
         lambda registry: cs.orbax.items_of(state, registry),
         lambda registry: cs.orbax.abstract_items(state, registry),
-        lambda registry: cs.orbax.state_of({"state": state}, state, registry),
         lambda registry: cs.orbax.save(tmp_path / "1", state, registry),
     ]
     for call in calls:
-        with pytest.raises(cs.ConformanceError, match=r"registry\.lens\(V1, V3\)"):
+        with pytest.raises(
+            cs.ConformanceError, match=r"(?s)registry\.lens\(V1, V3\).*lens_between"
+        ):
             call(REGISTRY)
     assert not (tmp_path / "1").exists()
+
+
+# --- a run whose steps are of several versions  ---
+
+
+def saved_run(root: Path) -> dict[str, Any]:
+    """A run that went on while its model changed: the version of each step by its name."""
+    ages = {"1": "V1", "2": "V2", "3": "V2", "20": "V5"}
+    every = states()
+    for step, name in ages.items():
+        ocp.save(root / step, every[name])
+    return ages
+
+
+def test_each_step_of_a_run_goes_its_own_way(tmp_path: Path) -> None:
+    run, every = tmp_path / "run", states()
+    ages = saved_run(run)
+    planned = cs.orbax.convert(run, tmp_path / "new", REGISTRY, dry_run=True)
+    done = cs.orbax.convert(run, tmp_path / "new", REGISTRY, verify=True)
+    assert done == planned
+    names = [cs.layout(version).name for version in VERSIONS]
+    for step, name in ages.items():
+        same(ocp.load(tmp_path / "new" / step, abstract(every["V5"])), every["V5"])
+        assert done.steps[step].versions == tuple(names[int(name[1]) - 1 :])
+    assert (done.steps["20"].edited, done.steps["20"].written) == (0, 0)
+    again = cs.orbax.convert(run, tmp_path / "new", REGISTRY)
+    assert (again.already, again.steps) == (4, {})
+
+
+def test_the_version_that_is_made_may_be_an_older_one(tmp_path: Path) -> None:
+    every = states()
+    for name in ("V1", "V5"):
+        ocp.save(tmp_path / "run" / name, every[name])
+    cs.orbax.convert(tmp_path / "run", tmp_path / "new", REGISTRY, to=V3)
+    for name in ("V1", "V5"):
+        same(ocp.load(tmp_path / "new" / name, abstract(every["V3"])), every["V3"])
+    tree = abstract(every["V1"])
+    cs.orbax.convert(tmp_path / "run" / "V5", tmp_path / "alone", REGISTRY, to=tree)
+    same(ocp.load(tmp_path / "alone", tree), every["V1"])
+
+
+def test_what_a_registry_does_not_tell_is_an_error(tmp_path: Path) -> None:
+    saved_run(tmp_path / "run")
+    forked = cs.Registry([*LENSES, cs.derive(V2, V5, rules=FUSE), cs.derive(V1, Body1)])
+    new: dict[str, Any] = {"src": tmp_path / "run", "dst": tmp_path / "new"}
+
+    def refused(kind: type[cs.CkptSchemaError], *given: Any, **named: Any) -> str:
+        with pytest.raises(kind) as caught:
+            cs.orbax.convert(new["src"], new["dst"], *given, **named)
+        assert not new["dst"].exists()
+        return str(caught.value)
+
+    assert "say which version is to be made, to=" in refused(cs.ConformanceError, forked)
+    circle = cs.Registry([cs.derive(V1, V2), cs.derive(V2, V1)])
+    assert "in a circle" in refused(cs.ConformanceError, circle)
+    told = refused(cs.ConformanceError, REGISTRY, disk_side="source")
+    assert "disk_side" in told and "none beside a registry" in told
+    told = refused(cs.ConformanceError, LENSES[0], to=V3)
+    assert "none without a registry" in told
+    assert "is no version" in refused(cs.DerivationError, REGISTRY, to=A)
+    assert "of no version" in refused(cs.ConformanceError, REGISTRY, to={"w": jnp.ones(2)})
+    assert "beside a lens" in refused(cs.ConformanceError, REGISTRY, rules=[cs.rename("a", "b")])
+    ocp.save(tmp_path / "run" / "30", {"w": jnp.ones(2)})
+    assert f"{tmp_path}/run/30 is of no version" in refused(cs.CheckpointMismatchError, REGISTRY)
+
+
+def test_the_command_converts_a_run_of_several_versions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    every, here = states(), Path(__file__).stem
+    saved_run(tmp_path / "run")
+    given = ["convert", str(tmp_path / "run"), str(tmp_path / "new"), f"{here}:REGISTRY"]
+    assert cli.main([*given, "--dry-run"]) == 0
+    names = [cs.layout(version).name for version in VERSIONS]
+    printed = capsys.readouterr().out
+    assert f"  2, 3 is of {' -> '.join(names[1:])}\n" in printed
+    assert f"  20 is of {names[4]}\n" in printed
+    given[1:3] = [f"{path}/1" for path in given[1:3]]
+    assert cli.main([*given, "--to", f"{here}:V4"]) == 0
+    same(ocp.load(tmp_path / "new" / "1", abstract(every["V4"])), every["V4"])
+    plan = ["plan", str(tmp_path / "run" / "1"), f"{here}:newest_state", f"{here}:REGISTRY"]
+    assert cli.main(plan) == 0
+    assert cli.main(["explain", f"{here}:REGISTRY"]) == 3
+    assert "registry.lens(V1, V3)" in capsys.readouterr().err
+
+
+def newest_state() -> Any:
+    return states()["V5"]
+
+
+# --- a manager reads a step of any age  ---
+
+
+def by_checkpointer(root: Path, step: int, state: Any) -> Any:
+    with ocp.training.Checkpointer(root) as checkpointer:
+        lens = cs.orbax.lens_between(root / str(step), state, REGISTRY)
+        items = cs.orbax.abstract_items(state, lens)
+        found = checkpointer.load_checkpointables(step, items)
+        return cs.orbax.state_of(found, state, lens)
+
+
+def by_manager(root: Path, step: int, state: Any) -> Any:
+    with v0.CheckpointManager(root) as manager:
+        lens = cs.orbax.lens_between(manager.directory / str(step), state, REGISTRY)
+        items = cs.orbax.abstract_items(state, lens)
+        args = {name: v0.args.StandardRestore(tree) for name, tree in items.items()}
+        found = manager.restore(step, args=v0.args.Composite(**args))
+        return cs.orbax.state_of(found, state, lens)
+
+
+def without_target(root: Path, step: int, state: Any) -> Any:
+    with ocp.training.Checkpointer(root) as checkpointer:
+        found = checkpointer.load_checkpointables(step)
+        return cs.orbax.state_of(found, state, REGISTRY)
+
+
+@pytest.mark.parametrize("manager", [by_checkpointer, by_manager, without_target])
+def test_a_manager_reads_a_step_of_any_age(tmp_path: Path, manager: Callable[..., Any]) -> None:
+    every = states()
+    with ocp.training.Checkpointer(tmp_path) as checkpointer:
+        for step, state in enumerate(every.values()):
+            checkpointer.save_checkpointables(step, {"state": state})
+    for step in range(len(every)):
+        same(manager(tmp_path, step, abstract(every["V5"])), every["V5"])
+    same(manager(tmp_path, 4, abstract(every["V2"])), every["V2"])
+    with pytest.raises(cs.ConformanceError, match="expected a Registry, found a Lens"):
+        cs.orbax.lens_between(tmp_path / "1", V5, LENSES[0])

@@ -34,6 +34,7 @@ from ckpt_schema._layouts.paths import NaturalOrder, format_path
 from ckpt_schema._layouts.row_sizes import RowSize, row_size, summed
 from ckpt_schema._layouts.table import Layout, Row, shown_leaves
 from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.registry import Registry
 from ckpt_schema._messages.pictures import put
 from ckpt_schema._messages.text import columns, in_bytes
 from ckpt_schema._source.source import to_source
@@ -234,7 +235,10 @@ def answer_plan(
     as_json: bool,
 ) -> int:
     """Prints what a restore would cost, of which all is done but the reading."""
-    between = None if lens is None else _lens(read_operand(lens), None)
+    versions = None if lens is None else read_operand(lens)
+    between = None if versions is None else versions.value
+    if versions is not None and not isinstance(between, Registry):
+        between = _lens(versions, None)
     # The target is made, and its restore planned, on the mesh.
     with made_mesh(mesh) as devices:
         operand = read_operand(target, mesh=devices)
@@ -291,6 +295,7 @@ def answer_convert(
     layout: str,
     item: str | None,
     at: str | None,
+    to: str | None,
     *,
     verify: bool,
     dry_run: bool,
@@ -299,9 +304,10 @@ def answer_convert(
     """Makes a checkpoint of another layout, and prints what was done; before that, what is to be done."""
     operand = read_operand(layout)
     if operand.is_declared:
-        hint = "give module:attr of a lens, or of a tree of the new layout"
-        raise wrong_operand(layout, "a lens or a tree", "a declaration", hint)
-    run = functools.partial(convert, given, new, operand.value, item=item, at=at)
+        hint = "give module:attr of a lens, of a registry, or of a tree of the new layout"
+        raise wrong_operand(layout, "a lens, a registry or a tree", "a declaration", hint)
+    version = None if to is None else read_operand(to).value
+    run = functools.partial(convert, given, new, operand.value, item=item, at=at, to=version)
     # All faults are told before a byte is written.
     planned = run(dry_run=True)
     done = planned
@@ -319,6 +325,13 @@ def answer_convert(
 def _plan(planned: Conversion) -> str:
     """What is to be done, with the leaves that are not linked, those of a list in one line."""
     lines = [str(planned)]
+    # Steps that go the same way are told together: a run has few versions and many steps.
+    ways: dict[tuple[str, ...], list[str]] = {}
+    for name, step in {"": planned, **planned.steps}.items():
+        if step.versions:
+            ways.setdefault(tuple(step.versions), []).append(name)
+    for versions, names in ways.items():
+        lines.append(f"  {', '.join(filter(None, names)) or 'it'} is of {' -> '.join(versions)}")
     # By what paths are without their numbers: `layers_#/kernel`.
     alike: dict[str, list[str]] = {}
     for path in planned.rewritten:
@@ -346,6 +359,8 @@ def _lens(operand: Operand, view: str | None) -> Lens:
         return adapt(_side(operand), _side(read_operand(view)))
     if not isinstance(operand.value, Lens):
         hint = "give module:attr of a lens, or two sides to adapt"
+        if isinstance(operand.value, Registry):
+            hint = "give module:attr of one of its lenses, registry.lens(V1, V3)"
         raise wrong_operand(operand.text, "a lens", f"a {type(operand.value).__name__}", hint)
     return operand.value
 

@@ -14,6 +14,7 @@ from ckpt_schema.orbax._restore import RestoreTimes as RestoreTimes
 from ckpt_schema.orbax._restore import restore as restore
 from ckpt_schema.orbax._rewriting import Conversion as Conversion
 from ckpt_schema.orbax._save import save as save
+from ckpt_schema.orbax._versions import lens_between as lens_between
 
 __all__ = [
     "Conversion",
@@ -23,6 +24,7 @@ __all__ = [
     "convert",
     "dry_run",
     "items_of",
+    "lens_between",
     "load",
     "load_private",
     "restore",

@@ -13,6 +13,7 @@ import jax
 from etils import epath
 
 from ckpt_schema._compat import ROOT_FILE
+from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.adapt.stacks import Scan
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.registry import Registry
@@ -27,6 +28,7 @@ from ckpt_schema.orbax._places import Site, absolute, is_remote, verify_free, ve
 from ckpt_schema.orbax._rewriting import Conversion, Rewriting
 from ckpt_schema.orbax._route import Whereabouts, route_through, route_to
 from ckpt_schema.orbax._sides import Side, verify_arguments, verify_names
+from ckpt_schema.orbax._versions import newest, reading, version_of
 from ckpt_schema.orbax._whereabouts import verify_standing
 
 __all__ = ["convert"]
@@ -47,6 +49,7 @@ def convert(
     at: str | None = None,
     items: Mapping[str, str] | None = None,
     disk_side: Side | None = None,
+    to: Any = None,
     aux: str | None = "nnx_aux",
     verify: bool = False,
     dry_run: bool = False,
@@ -74,7 +77,8 @@ def convert(
         src: The directory of a checkpoint, written by Orbax's v1 or v0 API; or a directory of such.
         dst: The directory to make. It must not exist; links need it on the same file system.
         lens_or_target: A lens, of which either side is on disk; or a target as `restore` takes it,
-            of which only the layout counts.
+            of which only the layout counts; or a registry, whose versions the checkpoints are of,
+            each its own.
         rules: What names and shapes do not tell, for a target; see `ckpt_schema.adapt`.
         scan: The axis of stacked nodes, for a target.
         lists: Patterns of lists of layers, for a target.
@@ -83,6 +87,8 @@ def convert(
         items: For a state that is spread over several pytrees, which one holds what is at a key.
             The new one is spread so too if it has these keys, and else in one, called "state".
         disk_side: The side that is on disk, for checkpoints that could be of either.
+        to: Of a registry, the version that is made: a schema, a layout, or a target. Unless given, the
+            newest, which no lens leads on from.
         aux: What the private leaves that stand beside the state are called. With None they are left
             out, and with them what the new layout has no place for.
         verify: Whether all is read again, of both checkpoints, and compared bit for bit.
@@ -115,10 +121,13 @@ def convert(
     verify_names(item=item, aux=aux)
     verify_standing(at, items)
     # These are words for making a lens: beside one that is given they would mean nothing.
-    if isinstance(lens_or_target, Lens) and (rules or scan is not None or lists is not None):
+    is_given = isinstance(lens_or_target, (Lens, Registry))
+    if is_given and (rules or scan is not None or lists is not None):
         raise spare_words()
     words, where = Words(rules, scan, lists), Whereabouts(item, at, items, aux)
-    order = _Order(lens_or_target, words, where, disk_side)
+    order = _Order(
+        lens_or_target, words, where, disk_side, _version_made(lens_or_target, to, disk_side)
+    )
     source, place = absolute(src), absolute(dst)
     _verify_mounted(source, place)
     verify_writable(place)
@@ -143,6 +152,7 @@ class _Order:
     words: Words
     where: Whereabouts
     disk_side: Side | None
+    version: Layout | None
 
     def planned(self, source: epath.Path) -> Rewriting:
         """What is to be done with a checkpoint.
@@ -154,11 +164,15 @@ class _Order:
             hint = "ckpt_schema.hf.restore reads it, and save of ckpt_schema.orbax writes what it returns"
             found = "a folder of Hugging Face, whose files are no arrays of Orbax"
             raise refusal(source, found, hint)
-        if isinstance(self.lens_or_target, (Lens, Registry)):
+        through: tuple[str, ...] = ()
+        if isinstance(self.lens_or_target, Registry):
+            assert self.version is not None
+            told = dataclasses.asdict(self.where)
+            found = reading(source, self.version, self.lens_or_target, **told)
+            route = route_through(source, found.lens, "source", self.where, found.disk)
+            through = found.versions
+        elif isinstance(self.lens_or_target, Lens):
             verify_arguments(self.lens_or_target, disk_side=self.disk_side)
-        # A registry has a lens for each version,
-        # and which is on disk is known only when it is read.
-        if isinstance(self.lens_or_target, Lens):
             route = route_through(source, self.lens_or_target, self.disk_side, self.where)
         else:
             route = route_to(source, self.lens_or_target, self.words, self.where)
@@ -169,7 +183,30 @@ class _Order:
         if any(disk.reader is not None for disk in disks):
             hint = "restore it, and save what that returns: it is read whole in any case"
             raise refusal(source, "a file of an older release", hint)
-        return Rewriting(route, self.where, Path(source))
+        return Rewriting(route, self.where, Path(source), through)
+
+
+def _version_made(given: Any, to: Any, disk_side: Side | None) -> Layout | None:
+    """The version that is made of checkpoints of any, of a registry.
+
+    Raises:
+        ConformanceError: The registry does not tell it, and it was not said; or what is said of one
+            lens is said beside a registry, or of a registry beside something else.
+    """
+    if isinstance(given, Registry) and disk_side is None:
+        return newest(given) if to is None else version_of(to, given)
+    faults: list[Mismatch] = []
+    if isinstance(given, Registry):
+        hint = "a checkpoint tells its version by its structure; of two lenses between, take one"
+        faults.append(
+            Mismatch("disk_side", "argument", "none beside a registry", repr(disk_side), hint)
+        )
+    elif to is not None:
+        hint = "a lens and a target say themselves what is made"
+        faults.append(Mismatch("to", "argument", "none without a registry", "one", hint))
+    if faults:
+        raise ConformanceError("wrong arguments", faults)
+    return None
 
 
 class _Meter:

@@ -15,6 +15,7 @@ from etils import epath
 from ckpt_schema._frameworks import boxes, variables
 from ckpt_schema._layouts import leaves
 from ckpt_schema._lens.lens import Lens
+from ckpt_schema._lens.registry import Registry
 from ckpt_schema._trees import placement
 from ckpt_schema._trees.containers import Tree, flatten, verify_readable
 from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
@@ -44,6 +45,7 @@ from ckpt_schema.orbax._targets import (
     verify_meshes,
     with_values,
 )
+from ckpt_schema.orbax._versions import reading_of, version_of
 from ckpt_schema.orbax._whereabouts import part_below
 
 __all__ = ["abstract_items", "state_of"]
@@ -116,7 +118,7 @@ def _matched(match: Any, tree: Tree) -> Any:
 def state_of(
     items: Mapping[str, Any],
     target: Target,
-    lens: Lens,
+    lens: Lens | Registry,
     *,
     target_side: Side | None = None,
     disk_side: Side | None = None,
@@ -133,7 +135,7 @@ def state_of(
     Args:
         items: What was read, by item. Items that are none of the state are left alone.
         target: An abstract or concrete state of either side, or a module, as `restore` takes it.
-        lens: The lens.
+        lens: The lens; or the versions that it may be of, which its structure tells.
         target_side: The side that the target is on, for targets that conform to both.
         disk_side: The side that was read, for states that could be of either.
         item: The name of the item that holds the state.
@@ -160,6 +162,10 @@ def state_of(
         >>> state_of(items_of(new, lens), new, lens)
         {'b': {'w': Array([0., 0.], dtype=float32)}}
     """
+    if isinstance(lens, Registry):
+        disk = _read(items, item, at, aux)
+        lens = reading_of([disk], version_of(target, lens), lens, aux).lens
+        target_side, disk_side = target_side or "view", disk_side or "source"
     verify_arguments(lens, target_side=target_side, disk_side=disk_side)
     if raw_keys:
         disk_side = disk_side or "source"

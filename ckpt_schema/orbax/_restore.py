@@ -67,7 +67,7 @@ from ckpt_schema.orbax._targets import (
     with_stand_ins,
     with_values,
 )
-from ckpt_schema.orbax._versions import lens_between
+from ckpt_schema.orbax._versions import reading, version_of
 from ckpt_schema.orbax._whereabouts import meant, read_several, stand, usual, verify_standing
 
 __all__ = ["Prepared", "RestoreTimes", "prepared", "restore"]
@@ -361,7 +361,8 @@ def prepared(
     elif words.rules or words.scan is not None or words.lists is not None:
         raise spare_words()
     elif isinstance(lens, Registry):
-        lens, read = lens_between(place_on_disk, whole, lens, **where)
+        found = reading(place_on_disk, version_of(whole, lens), lens, **where)
+        lens, read = found.lens, found.disk
         target_side, disk_side = "view", "source"
     verify_arguments(lens, target_side=target_side, disk_side=disk_side)
     own = declared(whole, lens)

@@ -64,6 +64,7 @@ class Conversion:
         linked: The bytes of the arrays that moved, in memory.
         written: The bytes of those that were edited or made.
         rewritten: The key paths of those, in the new checkpoint.
+        versions: Of a registry, the versions that it was led through, the one on disk first.
         steps: Of a directory of checkpoints, what was done with each.
         already: How many of its checkpoints were there already, and stay as they are.
     """
@@ -74,6 +75,7 @@ class Conversion:
     linked: int
     written: int
     rewritten: Sequence[str] = ()
+    versions: Sequence[str] = ()
     steps: Mapping[str, Conversion] = dataclasses.field(default_factory=dict[str, "Conversion"])
     already: int = 0
 
@@ -112,11 +114,14 @@ class Rewriting:
         route: What is to be done.
         where: Where the state stands.
         source: The checkpoint that is converted.
+        versions: The versions on the way, where a registry has told it.
     """
 
-    def __init__(self, route: Route, where: Whereabouts, source: Path) -> None:
+    def __init__(
+        self, route: Route, where: Whereabouts, source: Path, versions: Sequence[str] = ()
+    ) -> None:
         """Reads what the files of the source say of themselves."""
-        self.route, self.where, self.source = route, where, source
+        self.route, self.where, self.source, self.versions = route, where, source, versions
         self.disks: dict[Path, DiskTree] = {}
         self._files: dict[Path, PytreeFiles] = {}
         self._numbers = itertools.count()
@@ -202,7 +207,7 @@ class Rewriting:
             numbers[kind] += 1
             numbers["linked" if kind == "moved" else "written"] += _bytes(leaf)
             rewritten += [] if kind == "moved" else [paths.format_path(key)]
-        return Conversion(**numbers, rewritten=tuple(rewritten))
+        return Conversion(**numbers, rewritten=tuple(rewritten), versions=tuple(self.versions))
 
     @property
     def pieces(self) -> Iterator[Piece]:

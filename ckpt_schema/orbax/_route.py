@@ -89,10 +89,25 @@ def route_to(place: epath.Path, target: Any, words: Words, where: Whereabouts) -
 
 
 def route_through(
-    place: epath.Path, lens: Lens, disk_side: Side | None, where: Whereabouts
+    place: epath.Path,
+    lens: Lens,
+    disk_side: Side | None,
+    where: Whereabouts,
+    read: DiskTree | None = None,
 ) -> Route:
-    """The way from a checkpoint of either side of a lens to the other side."""
-    disk, fits = stand(place, lens, None, **dataclasses.asdict(where))
+    """The way from a checkpoint of either side of a lens to the other side.
+
+    Args:
+        place: The checkpoint.
+        lens: The lens.
+        disk_side: The side that is on disk, if that was said.
+        where: Where the state stands.
+        read: What is meant of the checkpoint, where that is known already.
+
+    Raises:
+        CheckpointMismatchError: There is none, or of neither side, or it could be of either.
+    """
+    disk, fits = stand(place, lens, read, **dataclasses.asdict(where))
     if disk_side is not None and len(fits) > 1:
         wanted = lens.source if disk_side == "source" else lens.view
         fits = [fit for fit in fits if fit.layout is wanted]

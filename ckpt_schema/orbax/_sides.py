@@ -67,7 +67,8 @@ class Fit:
 
 
 _OF_VERSIONS = (
-    "name the two versions: registry.lens(V1, V3); restore alone finds out which one is on disk"
+    "name the two versions, registry.lens(V1, V3); or let metadata tell which one is on disk, "
+    "cs.orbax.lens_between(path, target, registry)"
 )
 
 
