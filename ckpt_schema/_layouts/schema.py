@@ -47,6 +47,7 @@ from ckpt_schema._layouts.immutable import replaced
 from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.mixed_lists import named_items
+from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.precision import Dtypes, typed
 from ckpt_schema._layouts.presence import with_presence
 from ckpt_schema._layouts.table import Layout, Node, Row, Series, holders, verify_table
@@ -94,6 +95,7 @@ class SchemaType(type):
 
 
 _OF_LAYOUT = frozenset({f.name for f in dataclasses.fields(Layout)} | {"bound", "entries", "names"})
+"""What a class gives out of its layout, so that it may stand in the place of one."""
 
 
 def _report(schema: Any, tree: Any) -> str:
@@ -178,6 +180,7 @@ class Schema(Open, metaclass=SchemaType):
             cls.__joined__ = JoinedKeys(str(joined), nested)
         cls.__containers__ = _containers(cls, written_nodes("containers", containers or {}))
         own: dict[str, tuple[Attribute, ...]] = {}
+        # Annotations that are strings may name what is defined in the function around the class.
         scope = _scope(inspect.currentframe())
         for name, annotation in _annotations(cls, scope, faults):
             try:
@@ -188,11 +191,13 @@ class Schema(Open, metaclass=SchemaType):
                 faults.extend(_located(cls, name, error))
         faults.extend(_strays(cls, own))
         faults.extend(_foreign(cls))
+        # Asked of the rows, which there are where all attributes are well formed.
         if cls.__joined__ is not None and not faults:
             attributes = itertools.chain.from_iterable(own.values())
             faults.extend(_parted_values(cls, attributes, cls.__joined__))
         if faults:
             raise SchemaError(f"schema {cls.__qualname__} is not well formed", faults)
+        # An attribute that is declared anew stays in the place that it has in the base.
         declared = {**_inherited(cls), **own}
         cls.__attributes__ = tuple(itertools.chain.from_iterable(declared.values()))
         cls.__series__ = tuple(_series(cls))
@@ -203,6 +208,7 @@ class Schema(Open, metaclass=SchemaType):
 
 def _joined_faults(cls: type, joined: Any, nested: Any) -> Iterator[Mismatch]:
     """What is wrong with the keyword arguments of a class statement."""
+    # A digit would run together with the numbers of layers.
     if not isinstance(joined, str) or not joined or any(map(str.isdigit, joined)):
         hint = 'such as joined="." or joined="/", for keys like "layers.0.weight"'
         expected = "a text without digits as joined="
@@ -220,8 +226,10 @@ def _parted_values(
     for attribute in attributes:
         for draft in drafts_of(attribute):
             row = draft.row
-            if any(inside > how.nested for inside, _ in row.held):
-                hint = f"keep the parts of the value apart: nested={max(n for n, _ in row.held)}"
+            # How many segments stand in the outermost container of the value.
+            deepest = max([inside for inside, _ in row.held], default=0)
+            if deepest > how.nested:
+                hint = f"keep the parts of the value apart: nested={deepest}"
                 found = paths.format_path(row.key)
                 where = f"{cls.__name__}.{'/'.join(row.path)}"
                 yield Mismatch(where, "declaration", "a value in one key", found, hint)
@@ -232,7 +240,9 @@ def _inherited(cls: type) -> dict[str, tuple[Attribute, ...]]:
     inherited: dict[str, tuple[Attribute, ...]] = {}
     for base in reversed(cls.__mro__[1:]):
         attributes: tuple[Attribute, ...] = base.__dict__.get("__attributes__", ())
+        # A class has the attributes of its bases too: those that it has written itself are looked for.
         for name in inspect.get_annotations(base):
+            # An attribute with items= is several.
             declared = tuple([one for one in attributes if one.written == name])
             if declared:
                 inherited[name] = declared
@@ -245,7 +255,9 @@ def _containers(cls: type[Schema], own: tuple[Node, ...]) -> tuple[Node, ...]:
     inherited: dict[paths.KeyPath | paths.Pattern, Node] = {}
     for base in reversed(cls.__mro__[1:]):
         nodes: tuple[Node, ...] = base.__dict__.get("__containers__", ())
-        inherited |= {node.key: node for node in nodes if node.key not in declared}
+        for node in nodes:
+            if node.key not in declared:
+                inherited[node.key] = node
     return (*inherited.values(), *own)
 
 
@@ -268,43 +280,32 @@ def _annotations(
     """The class's own annotations, evaluated one by one, so that each that fails is named."""
     own = dict(vars(cls))
     for name, annotation in inspect.get_annotations(cls).items():
+        # All are strings under `from __future__ import annotations`.
         if isinstance(annotation, str):
             try:
                 annotation = eval(annotation, scope, own)
             except SchemaError as error:
                 faults.extend(_located(cls, name, error))
                 continue
+            # It is code of the user's, and may raise anything.
             except Exception as error:
-                cure = "define or import what it names before the class"
+                where, expected = f"{cls.__name__}.{name}", "an annotation that evaluates"
                 found = f"{annotation!r}: {type(error).__name__}: {error}"
-                faults.append(
-                    Mismatch(
-                        f"{cls.__name__}.{name}",
-                        "declaration",
-                        "an annotation that evaluates",
-                        found,
-                        cure,
-                    )
-                )
+                hint = "define or import what it names before the class"
+                faults.append(Mismatch(where, "declaration", expected, found, hint))
                 continue
+        # What Python says is of the class is no leaf of it.
         if typing.get_origin(annotation) is not ClassVar and annotation is not ClassVar:
             yield name, annotation
 
 
 def _strays(cls: type, own: Mapping[str, Any]) -> Iterator[Mismatch]:
+    """Fields without an annotation, which would declare nothing in silence."""
+    annotated = inspect.get_annotations(cls)
     for name, value in vars(cls).items():
-        if (
-            isinstance(value, Field)
-            and name not in own
-            and name not in inspect.get_annotations(cls)
-        ):
-            yield Mismatch(
-                f"{cls.__name__}.{name}",
-                "declaration",
-                "an annotation beside field(...)",
-                "none",
-                f"write {name}: ...",
-            )
+        if isinstance(value, Field) and name not in own and name not in annotated:
+            where, expected = f"{cls.__name__}.{name}", "an annotation beside field(...)"
+            yield Mismatch(where, "declaration", expected, "none", f"write {name}: ...")
 
 
 def _series(cls: Any) -> Iterator[Series]:
@@ -313,22 +314,19 @@ def _series(cls: Any) -> Iterator[Series]:
     Raises:
         SchemaError: With every member that is no repeated node of the class.
     """
-    drafts = table_of(cls).drafts
     declared: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         declared |= vars(base)
     series = {name: value for name, value in declared.items() if isinstance(value, Series)}
     if not series:
         return
-    paths_ = [draft.row.path for draft in drafts]
-    known = {path[:end] for path in paths_ for end in range(1, len(path) + 1)}
-    nodes = ", ".join(sorted("/".join(path) for path in known if path[-1].endswith("[]")))
+    nodes, repeated = _nodes(cls)
     faults: list[Mismatch] = []
     hint = "declare it before, by scan= or as a list[...]"
-    expected = f"a repeated node of the class ({nodes or 'there is none'})"
+    expected = f"a repeated node of the class ({', '.join(sorted(repeated)) or 'there is none'})"
     for name, value in series.items():
         for path in value.members:
-            if path not in known:
+            if path not in nodes:
                 where = f"{cls.__name__}.{name}"
                 faults.append(Mismatch(where, "rule", expected, "/".join(path), hint))
         yield Series(value.path or (f"{name}[]",), value.members)
@@ -336,22 +334,28 @@ def _series(cls: Any) -> Iterator[Series]:
         raise SchemaError(f"schema {cls.__qualname__} is not well formed", faults)
 
 
+def _nodes(cls: Any) -> tuple[set[LogicalPath], set[str]]:
+    """The paths of a class and of all that is above them; and those of repeated nodes, as they are written."""
+    nodes: set[LogicalPath] = set()
+    repeated: set[str] = set()
+    for draft in table_of(cls).drafts:
+        path = draft.row.path
+        for end in range(1, len(path) + 1):
+            nodes.add(path[:end])
+            if path[end - 1].endswith("[]"):
+                repeated.add("/".join(path[:end]))
+    return nodes, repeated
+
+
 def _foreign(cls: type) -> Iterator[Mismatch]:
     """Annotations of bases that are no schemas, which declare nothing."""
+    expected, found = "leaves declared by schemas", "a base that is no schema"
     for base in cls.__mro__[1:]:
-        if "__attributes__" not in vars(base):
-            for name in inspect.get_annotations(base):
-                where, hint = (
-                    f"{base.__name__}.{name}",
-                    f"derive {base.__name__} from ckpt_schema.Schema",
-                )
-                yield Mismatch(
-                    where,
-                    "declaration",
-                    "leaves declared by schemas",
-                    "a base that is no schema",
-                    hint,
-                )
+        if "__attributes__" in vars(base):
+            continue
+        for name in inspect.get_annotations(base):
+            hint = f"derive {base.__name__} from ckpt_schema.Schema"
+            yield Mismatch(f"{base.__name__}.{name}", "declaration", expected, found, hint)
 
 
 _UNTOLD = Field()
@@ -370,6 +374,7 @@ def _attributes(name: str, annotation: Any, given: Any) -> tuple[Attribute, ...]
 
 
 def _attribute(name: str, annotation: Any, given: Any) -> Attribute:
+    """One attribute, of its name, its annotation, and its value in the class: a field, None, or by mistake a default."""
     inner, optional = strip_optional(annotation)
     if given is None:
         # `leaf: T | None = None` is how a dataclass says that there may be none.
@@ -378,28 +383,22 @@ def _attribute(name: str, annotation: Any, given: Any) -> Attribute:
             raise declaration(name, "field(...) as its value", "None", hint)
         given = Field()
     if not isinstance(given, Field):
-        raise declaration(
-            name,
-            "field(...) as its value",
-            shown(given),
-            f"write {name}: ... = field(default={shown(given)})",
-        )
+        hint = f"write {name}: ... = field(default={shown(given)})"
+        raise declaration(name, "field(...) as its value", shown(given), hint)
     many = typing.get_origin(inner) is list
     target = _target(name, typing.get_args(inner)[0] if many else inner)
     spec = given
+    # `T | None` says what optional=True says.
     if optional and given.optional is False:
         spec = dataclasses.replace(given, optional=True)
     if isinstance(spec, StateField) != (target is OptState):
-        wanted = "OptState beside optimizer(...)"
-        raise declaration(
-            name,
-            wanted,
-            spelled_annotation(annotation),
-            f"write {name}: cs.OptState = cs.optimizer(tx)",
-        )
+        expected, found = "OptState beside optimizer(...)", spelled_annotation(annotation)
+        hint = f"write {name}: cs.OptState = cs.optimizer(tx)"
+        raise declaration(name, expected, found, hint)
     key: Any = spec.key  # of any type still, an array among them
     if isinstance(key, str) and not key and (many or isinstance(target, Leaf)):
         paths.parse_pattern("")  # which says that a leaf stands somewhere
+    # Most leaves have no field: there is nothing to look at.
     if many or spec is not _UNTOLD:
         verify_field(name, spec, many=many)
     if spec.value is not None and isinstance(target, Leaf):
@@ -410,6 +409,7 @@ def _attribute(name: str, annotation: Any, given: Any) -> Attribute:
 
 
 def _target(name: str, annotation: Any) -> Leaf | type[Schema] | type[OptState] | Layout:
+    """What an attribute is, or each of a list: a leaf, a schema, an optimizer state, or a layout that was read off."""
     if annotation is OptState or isinstance(annotation, Layout):
         return annotation
     if isinstance(annotation, type) and issubclass(annotation, Schema) and annotation is not Schema:
@@ -430,6 +430,7 @@ def _verify_below(attribute: Attribute) -> None:
     drafts = below(attribute)
     faults = [*faults_in_dims(attribute.name, spec.dims, [draft.row for draft in drafts])]
     for draft in drafts:
+        # Tried on each leaf, so that each that a default or an axis does not fit is named.
         try:
             lift(draft, attribute, ())
         except SchemaError as error:
@@ -445,20 +446,20 @@ def body_rows(schema: type[Schema] | Layout) -> tuple[tuple[Row, str | None], ..
         SchemaError: It is no schema.
     """
     if isinstance(schema, Layout):
-        return tuple((draft.row, draft.collection) for draft in read_off(schema))
+        return tuple([(draft.row, draft.collection) for draft in read_off(schema)])
     _verify_schema(schema)
     kind: type = schema  # which a checker knows to be hashable, whatever a schema is open to
-    return tuple((draft.row, draft.collection) for draft in table_of(kind).drafts)
+    return tuple([(draft.row, draft.collection) for draft in table_of(kind).drafts])
 
 
 def _verify_schema(schema: object) -> None:
+    """Raises where something else stands in the place of a schema."""
     if not (isinstance(schema, type) and issubclass(schema, Schema)):
         hint = "declare a class ...(ckpt_schema.Schema), or read a layout off a tree with ckpt_schema.infer(tree)"
-        found = (
-            f"the class {schema.__qualname__}"
-            if isinstance(schema, type)
-            else f"a {type(schema).__name__}"
-        )
+        # An instance says its class; a class, a model's most often, its name.
+        found = f"a {type(schema).__name__}"
+        if isinstance(schema, type):
+            found = f"the class {schema.__qualname__}"
         fault = Mismatch("argument", "declaration", "a Schema class", found, hint)
         raise SchemaError("cannot make a layout", [fault])
 
@@ -473,13 +474,13 @@ def body_series(schema: Any) -> tuple[Series, ...]:
             repeated = attribute.many or attribute.field.scan is not None
             head = (attribute.name + ("[]" if repeated else ""),)
             inner = target.series if isinstance(target, Layout) else body_series(target)
-            if attribute.name in models:  # whose series are told from the model's own root
-                series += (one for one in inner if one not in series)
-                continue
-            series += [
-                Series((*head, *s.path), tuple((*head, *member) for member in s.members))
-                for s in inner
-            ]
+            for one in inner:
+                if attribute.name not in models:
+                    members = tuple([(*head, *member) for member in one.members])
+                    series.append(Series((*head, *one.path), members))
+                # Those of a model are told from its own root: a model and its average have the same.
+                elif one not in series:
+                    series.append(one)
     return tuple(series)
 
 
@@ -532,21 +533,24 @@ def layout(
 
 @functools.lru_cache(maxsize=256)
 def _layout(source: Any) -> Layout:
+    """The layout of a schema, made once: classes do not change."""
     table, kinds, models = table_of(source), source.__kinds__, models_of(source)
-    found = [draft.row for draft in table.drafts]
+    rows = tuple([draft.row for draft in table.drafts])
+    # The whole tree is one model.
     if not models and not table.states:
-        found = [replaced(row, body=0) for row in found]
-    rows = tuple(found)
+        rows = tuple([replaced(row, body=0) for row in rows])
     verify_fallbacks(source.__qualname__, rows)
+    # Parents before children.
     nodes = sorted((*holders(rows), *table.nodes), key=lambda node: len(node.key))
-    alone = bool(models) and all(row.body is not None for row in rows) and not table.states
+    # Weights alone: a whole train state has such a tree in it, at these homes.
+    are_alone = bool(models) and not table.states and all(row.body is not None for row in rows)
     return verify_table(
         Layout(
             source.__qualname__,
             rows,
             tuple(nodes),
             kinds.container,
-            homes=kinds.homes if alone else (),
+            homes=kinds.homes if are_alone else (),
             sizes=table.sizes,
             parts=table.parts,
             initial=table.initial,
