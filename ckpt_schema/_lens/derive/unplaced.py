@@ -79,57 +79,42 @@ def unplaced(
         if here in ours:
             theirs[there] = ours[here]
     nameless = _nameless(source, view, lost), _nameless(view, source, lost[::-1])
-    copy = copy_of_weights(
-        source, view, loose, rules
-    )  # an average of the weights may be called otherwise
-    sides = (
-        _Side(
-            source,
-            view,
-            certain=judged.certain,
-            open=judged.open[0],
-            rules=ours,
-            left=_Left.of(loose[1], loose[0]),
-            streams=_streams(source),
-            said=said_paths(source, view),
-            nameless=nameless[0],
-            copy=copy,
-        ),
-        _Side(
-            view,
-            source,
-            certain=back,
-            open=judged.open[1],
-            rules=theirs,
-            left=_Left.of(loose[0], loose[1]),
-            streams=_streams(view),
-            said=said_paths(view, source),
-            nameless=nameless[1],
-            copy=copy,
-            is_view=True,
-        ),
-    )
-    ours_alone, our_state = _split(source, lost[0])
-    theirs_alone, their_state = _split(view, lost[1])
+    # An average of the weights may be called otherwise.
+    copy = copy_of_weights(source, view, loose, rules)
+    tables, placed = (source, view), (onward, inverse)
+    certain, joins = (judged.certain, back), (ours, theirs)
     # One sentence is said of all nameless leaves of a side, and of the state that they may be.
-    ours_told = next(iter(nameless[0].values()), "")
-    theirs_told = next(iter(nameless[1].values()), "")
-    yield from restarts(
-        (
-            Lost(
-                source, view, called[0], onward, our_state, ours_alone, theirs_told, is_view=False
-            ),
-            Lost(
-                view, source, called[1], inverse, their_state, theirs_alone, ours_told, is_view=True
-            ),
-        ),
-        alignment,
-    )
+    told = [next(iter(by_path.values()), "") for by_path in nameless]
+    # Both layouts are looked at in the same way, each as the one that is near.
+    sides: list[_Side] = []
+    states: list[Lost] = []
+    for at in (0, 1):
+        near, far, is_view = tables[at], tables[1 - at], at == 1
+        sides.append(
+            _Side(
+                near,
+                far,
+                certain=certain[at],
+                open=judged.open[at],
+                rules=joins[at],
+                left=_Left.of(loose[1 - at], loose[at]),
+                streams=_streams(near),
+                said=said_paths(near, far),
+                nameless=nameless[at],
+                copy=copy,
+                is_view=is_view,
+            )
+        )
+        alone, state = _split(near, lost[at])
+        states.append(
+            Lost(near, far, called[at], placed[at], state, alone, told[1 - at], is_view=is_view)
+        )
+    yield from restarts((states[0], states[1]), alignment)
     # The first lines of an error are read most, and those of the weights say what to do first.
     last: list[Mismatch] = []
-    for side, numbers in zip(sides, (ours_alone, theirs_alone), strict=True):
-        mirrors = _mirrors(side.near, numbers)
-        for number in sorted(numbers):
+    for side, of_state in zip(sides, states, strict=True):
+        mirrors = _mirrors(side.near, of_state.models)
+        for number in sorted(of_state.models):
             fault = side.fault(number, mirrors.get(number, ()))
             if copy is not None and copy.holds(side.near.rows[number]):
                 last.append(fault)
