@@ -23,6 +23,7 @@ from ckpt_schema.orbax._pytree_files import PytreeFiles, database
 
 __all__ = ["read_headers"]
 
+# What Orbax calls the kinds of leaves.
 _ARRAYS = ("jax.Array", "np.ndarray")
 _NUMBER = "scalar"
 _EMPTY: Mapping[str, Callable[[], Any]] = {
@@ -51,8 +52,13 @@ def read_headers(item: epath.Path) -> Tree | None:
         files = PytreeFiles.read(Path(item))
         if len(files.entries) != len(files.told["tree_metadata"]):
             return None  # two leaves of one name
-        kinds = {name: _kind(entry) for name, entry in files.entries.items()}
-        arrays = [name for name, kind in kinds.items() if kind not in _EMPTY]
+        kinds: dict[str, str] = {}
+        arrays: list[str] = []
+        for name, entry in files.entries.items():
+            kinds[name] = _kind(entry)
+            # An empty dict or None is told by the structure alone, and has no array.
+            if kinds[name] not in _EMPTY:
+                arrays.append(name)
         headers = dict(zip(arrays, _headers(files, arrays), strict=True))
         shapes: dict[bytes, jax.ShapeDtypeStruct] = {}  # most headers are that of a sibling too
         root = _Node()
@@ -67,6 +73,7 @@ def read_headers(item: epath.Path) -> Tree | None:
                 leaf = shapes[header] if kinds[name] in _ARRAYS else _number(shapes[header])
             root.plant(_keys(entry), leaf)
         return root.tree()
+    # Whatever a damaged file may raise: Orbax is asked then.
     except (KeyError, ValueError, TypeError, AttributeError, OSError):
         return None
 
@@ -112,7 +119,7 @@ def _shape(header: bytes) -> jax.ShapeDtypeStruct:
     name = told["data_type"] if "data_type" in told else told["dtype"]
     if not isinstance(name, str):
         raise ValueError("a dtype of several fields")
-    return jax.ShapeDtypeStruct(tuple(int(size) for size in told["shape"]), leaves.dtype_of(name))
+    return jax.ShapeDtypeStruct(tuple(map(int, told["shape"])), leaves.dtype_of(name))
 
 
 def _number(shape: jax.ShapeDtypeStruct) -> Any:
@@ -165,4 +172,5 @@ class _Node:
             made[name] = cast(Any, child).tree() if isinstance(child, _Node) else child
         if self._kind == _DICT:
             return made
-        return [made[str(at)] for at in range(len(made))]
+        # Children of a list are named by their numbers, and come in any order.
+        return [made[str(number)] for number in range(len(made))]

@@ -17,8 +17,10 @@ def active_context() -> ocp.Context | None:
 
     It has no public name, but Python lists it.
     """
-    values = contextvars.copy_context().values()
-    return next((value for value in values if isinstance(value, ocp.Context)), None)
+    for value in contextvars.copy_context().values():
+        if isinstance(value, ocp.Context):
+            return value
+    return None
 
 
 def directories_first() -> ocp.Context:
@@ -42,8 +44,10 @@ def alone() -> contextlib.AbstractContextManager[Any]:
 
     What is read is agreed on afterwards.
     """
+    # There is nobody to wait for.
     if jax.process_count() == 1:
         return contextlib.nullcontext()
+    # To Orbax this process is the only one, and the first.
     context, number = ocp.Context(active_context()), jax.process_index()
     context.multiprocessing.primary_host = number
     context.multiprocessing.active_processes = {number}

@@ -27,13 +27,15 @@ def verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree
         CheckpointMismatchError: With every leaf that Orbax did not load, or not as it was asked to.
     """
     asked, (goals, treedef) = jax.tree.leaves(wanted), jax.tree.flatten(expected)
-    found = jax.tree.structure(wanted).flatten_up_to(loaded)
+    values = jax.tree.structure(wanted).flatten_up_to(loaded)
+    # Of each leaf that is not what it should be, its kind of fault and the hint, by position.
     wrong: dict[int, tuple[str, str]] = {}
     made: list[Any] = []
-    for at, (order, goal, value) in enumerate(zip(asked, goals, found, strict=True)):
+    for at, (order, goal, value) in enumerate(zip(asked, goals, values, strict=True)):
         if order is SKIP:
             made.append(stand_in(goal))
             continue
+        # Orbax gives a number back as Python has it.
         if leaves.is_scalar(value) and leaves.accepts(_leaf(goal), value):
             array = np.asarray(value, goal.dtype)
             narrow = leaves.is_narrowed(goal.dtype)  # then it stays NumPy's, and goes into a number
@@ -45,11 +47,12 @@ def verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree
             value
         ) != leaves.signature(goal):
             kind = "cast" if leaves.is_scalar(value) else "leaf"
-            hint = (
-                f"{goal.dtype} does not hold it" if kind == "cast" else "the checkpoint is damaged"
-            )
+            hint = "the checkpoint is damaged"
+            if kind == "cast":
+                hint = f"{goal.dtype} does not hold it"
             wrong[at] = kind, hint
         made.append(value)
+    # Key paths are made only where there is something to tell.
     if wrong:
         keys = flatten(expected).keys
         faults: list[Mismatch] = []
@@ -61,4 +64,5 @@ def verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree
 
 
 def _leaf(goal: Any) -> Leaf:
-    return Leaf(tuple((size,) for size in goal.shape), str(goal.dtype))
+    """What is declared of a leaf of this shape and dtype."""
+    return Leaf(tuple([(size,) for size in goal.shape]), str(goal.dtype))

@@ -1,4 +1,7 @@
-"""Keys as the words that they are made of, for managers that hold no typed keys, and back."""
+"""Keys as the words that they are made of, for managers that hold no typed keys, and back.
+
+A key of ``threefry2x32`` is two words: an array ``key<fry>[3]`` is ``uint32[3 2]`` on such a disk.
+"""
 
 from __future__ import annotations
 
@@ -35,19 +38,25 @@ def rewrapped(items: Mapping[str, Any], wanted: Mapping[str, Tree], at: str | No
         wanted: The items that the state is spread over, with typed keys.
         at: The key path at which the state stands in its item.
     """
-    told = {name: items[name] for name in items}
+    told = dict(items)
     for name, tree in wanted.items():
+        # An item that is not there is told of by others.
         if told.get(name) is None:
             continue
-        keys = {path: leaf for path, leaf in _named(tree) if leaves.is_typed_key(leaf)}
-        below = f"{at}/" if at else ""
-        kinds = {below + path: leaf for path, leaf in keys.items()} | keys
-        read = [_key(leaf, kinds.get(path)) for path, leaf in _named(told[name])]
+        # What was read has the state at its place in the item, or it is the state itself.
+        keys: dict[str, Any] = {}
+        for path, leaf in _named(tree):
+            if leaves.is_typed_key(leaf):
+                keys[path] = leaf
+                if at:
+                    keys.setdefault(f"{at}/{path}", leaf)
+        read = [_key(leaf, keys.get(path)) for path, leaf in _named(told[name])]
         told[name] = jax.tree.unflatten(jax.tree.structure(told[name]), read)
     return told
 
 
 def _abstract(leaf: Any) -> Any:
+    """The words of an abstract key; another leaf as it is."""
     if not leaves.is_typed_key(leaf):
         return leaf
     words = leaves.key_words(str(leaf.dtype))
@@ -61,6 +70,7 @@ def _named(tree: Tree) -> list[tuple[str, Any]]:
 
 
 def _key(leaf: Any, kind: Any) -> Any:
+    """The key of some words, of the kind that is wanted; another leaf as it is."""
     if kind is None or leaves.is_typed_key(leaf):
         return leaf
     dtype = str(kind.dtype)

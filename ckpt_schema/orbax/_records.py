@@ -54,6 +54,7 @@ class Record:
             return None
         try:
             return from_json(json.dumps(self.told), Lens)
+        # It may name a class that is no more: what is on disk is read without the record then.
         except CkptSchemaError as error:
             _LOGGER.info("the lens that a checkpoint was saved through is not read: %s", error)
             return None
@@ -63,6 +64,7 @@ class Record:
 def record_of(lens: Lens) -> dict[str, Any]:
     """What a save through a lens says of itself, as data of JSON."""
     record: dict[str, Any] = {"layout": lens.source.name, "fingerprint": digest(lens.source)}
+    # A lens from a layout to itself would tell nothing more.
     if digest(lens.view) == record["fingerprint"]:
         return record
     try:
@@ -78,6 +80,7 @@ def recorded(place: epath.Path) -> Record:
         whole: Any = json.loads((place / CHECKPOINT_FILE).read_text())
         told: Any = whole["custom_metadata"][RECORD]
         fingerprint = told["fingerprint"]
+    # Others write what they like there, or nothing.
     except (OSError, ValueError, KeyError, TypeError):
         return Record()
     if not isinstance(fingerprint, str):

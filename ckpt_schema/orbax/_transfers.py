@@ -29,33 +29,37 @@ def watched_arrays(
         tree: The arrays, abstract or not. What has no shape and dtype does not count.
         kind: What TensorStore counts.
     """
-    found = [leaf for leaf in jax.tree.leaves(tree) if leaves.signature(leaf) is not None]
-    if not found or jax.process_index():
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if leaves.signature(leaf) is not None]
+    # One process shows it: the others read and write as much.
+    if not arrays or jax.process_index():
         return contextlib.nullcontext()
-    total = functools.partial(_bytes_here, found)
-    return watched(what, len(found), total, functools.partial(_counted, kind))
+    total = functools.partial(_bytes_here, arrays)
+    return watched(what, len(arrays), total, functools.partial(_counted, kind))
 
 
 def _counted(kind: str) -> int:
     """The bytes that this process has read from stores, or written to them, since it began."""
     total = 0
     for metric in ts.experimental_collect_matching_metrics("/tensorstore/kvstore/"):
+        # "/tensorstore/kvstore/file/bytes_read"
         store, _, name = str(metric["name"]).removeprefix("/tensorstore/kvstore/").partition("/")
         if store in _STORES and name == kind:
-            total += sum(int(value["value"]) for value in metric["values"])
+            for value in metric["values"]:
+                total += int(value["value"])
     return total
 
 
-def _bytes_here(found: list[Any]) -> int:
+def _bytes_here(arrays: list[Any]) -> int:
     """The bytes of what the devices of this process hold, each part once."""
     total = 0
-    for leaf in found:
+    for leaf in arrays:
         shape, dtype = leaves.signature(leaf) or ((), "bool")
         sharding = getattr(leaf, "sharding", None)
-        parts = {str(shape): shape}
+        elements = math.prod(shape)
         if sharding is not None:
-            own = sharding.shard_shape(shape)
+            # Devices that hold the same part read it once: a part is told by where in the array it is.
             boxes = sharding.addressable_devices_indices_map(shape).values()
-            parts = {str(box): own for box in boxes}
-        total += leaves.itemsize(dtype) * sum(map(math.prod, parts.values()))
+            parts = set(map(str, boxes))
+            elements = math.prod(sharding.shard_shape(shape)) * len(parts)
+        total += leaves.itemsize(dtype) * elements
     return total
