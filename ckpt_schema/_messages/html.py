@@ -65,8 +65,10 @@ class Section(NamedTuple):
 
 def used_columns(section: Section) -> list[int]:
     """The numbers of the columns in which any row has something."""
-    every = range(len(section.header))
-    return [number for number in every if any(row[number] for row in section.rows)]
+    used: set[int] = set()
+    for row in section.rows:
+        used.update([number for number, cell in enumerate(row) if cell])
+    return sorted(used)
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
@@ -79,22 +81,30 @@ def page(title: str, sections: Sequence[Section]) -> str:
         ... )
         True
     """
-    shown = "".join(_section(each) for each in sections if each.rows)
-    return f'<div class="ckpt-schema">{_STYLE}<div>{html.escape(title)}</div>{shown}</div>'
+    tables: list[str] = []
+    for section in sections:
+        if section.rows:
+            tables.append(_section(section))
+    below = "".join(tables)
+    return f'<div class="ckpt-schema">{_STYLE}<div>{html.escape(title)}</div>{below}</div>'
 
 
 def _section(section: Section) -> str:
+    """One table, under a heading that opens and folds it."""
     used = used_columns(section)
     names = [section.header[number] for number in used]
+    # Of columns without words nothing stands on top.
     lines = [_line("th", names, names)] if any(names) else []
     for row in section.rows:
         lines.append(_line("td", [row[number] for number in used], names))
+    # A long one folds, so that what stands below it is seen.
     state = "" if section.folded or len(section.rows) > _LONG else " open"
     title = html.escape(section.heading)
     return f"<details{state}><summary>{title}</summary><table>{''.join(lines)}</table></details>"
 
 
 def _line(tag: str, cells: Sequence[str], names: Sequence[str]) -> str:
+    """One row of a table, under columns of these names."""
     written: list[str] = []
     for cell, name in zip(cells, names, strict=True):
         kind = ' class="number"' if name in NUMBERS else ""

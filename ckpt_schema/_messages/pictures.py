@@ -55,9 +55,11 @@ def put(given: Any, text: str = "", file: TextIO | None = None) -> None:
         file: Where to; stdout unless given.
     """
     out = sys.stdout if file is None else file
+    # A pipe or a file gets what `print` gives.
     if not out.isatty():
         print(text or given, file=out)
         return
+    # Imported where somebody looks: most processes never draw.
     from rich.console import Console
 
     from ckpt_schema._messages.terminal import drawn, fitted

@@ -93,6 +93,7 @@ def _watcher(show: Callable[[threading.Event], None]) -> Generator[None]:
     stop = threading.Event()
 
     def late() -> None:
+        # Most bodies are done before anything is shown.
         if not stop.wait(_AFTER):
             show(stop)
 
@@ -102,6 +103,7 @@ def _watcher(show: Callable[[threading.Event], None]) -> Generator[None]:
     try:
         yield
     finally:
+        # The bar is gone before anything else is written to the terminal.
         stop.set()
         if watcher.ident is not None:
             watcher.join()
@@ -124,6 +126,7 @@ def _show_bytes(
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(said, total=whole)
         while not stop.wait(_EVERY):
+            # Files have headers too, which are no bytes of arrays.
             bar.update(task, completed=min(done(), whole))
 
 
@@ -148,5 +151,6 @@ def _show_steps(what: str, count: int, steps: Steps, stop: threading.Event) -> N
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(escape(f"{what}: {steps.name}"), total=count)
         while not stop.wait(_EVERY):
+            # The one that is under way is not done yet.
             said = escape(f"{what}: {steps.name}")
             bar.update(task, description=said, completed=max(steps.begun - 1, 0))

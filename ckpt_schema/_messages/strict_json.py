@@ -23,9 +23,12 @@ def parsed(text: bytes) -> tuple[Any, list[str]]:
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
+        # Python takes the last of two: of a merge that left both, half would be lost in silence.
         if len(entries) < len(pairs):
             names = [name for name, _ in pairs]
-            twice.extend(name for name in entries if names.count(name) > 1)
+            for name in entries:
+                if names.count(name) > 1:
+                    twice.append(name)
         for name in entries:
             name.encode()  # half of a pair of surrogates is no text
         return entries
@@ -33,6 +36,7 @@ def parsed(text: bytes) -> tuple[Any, list[str]]:
     def refused(word: str) -> Any:
         raise ValueError(f"{word}, which is no number of JSON")
 
+    # Damaged files may be nested without an end, which Python tells by an error of its own.
     problem = ""
     with contextlib.suppress(RecursionError):
         try:

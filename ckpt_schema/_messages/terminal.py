@@ -57,6 +57,7 @@ def wrapped(text: str, width: int, *, hang: int = 0, code: bool = False) -> list
             line = " " * hang
         else:
             line += blank
+        # A word that is longer than a line is broken itself.
         word = whole
         while cell_len(line + word) > width and len(word) > 1:
             head = _head(word, width - cell_len(line))
@@ -166,9 +167,11 @@ class _Table:
 
     def _fit(self) -> int:
         """How many cells of a row stand side by side; the columns that fold are made as narrow as they have to be."""
-        numbers = [at for at, name in enumerate(self._names) if name in NUMBERS]
-        count = len(self._columns)
-        core = numbers[-1] + 1 if numbers else count
+        count = core = len(self._columns)
+        # The columns up to the last one with numbers belong together.
+        for at, name in enumerate(self._names):
+            if name in NUMBERS:
+                core = at + 1
         spare = self._spare(count)
         free = self._columns[0] + spare, self._columns[-1] + spare
         if spare >= 0:
@@ -189,6 +192,7 @@ class _Table:
         return self._width - _INDENT - sum(self._columns[:count]) - _GAP * (count - 1)
 
     def _plain(self, cell: str) -> Iterator[Text]:
+        """A cell on a line of its own."""
         line = " " * _INDENT + cell
         hang = _indent(line) + _BELOW // 2
         for part in wrapped(line, self._width, hang=hang, code=self._code):
@@ -249,4 +253,5 @@ def _safe(text: str) -> str:
 
 
 def _indent(line: str) -> int:
+    """How many blanks a line begins with."""
     return len(line) - len(line.lstrip())
