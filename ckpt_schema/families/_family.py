@@ -13,7 +13,7 @@ from etils import epath
 from ckpt_schema import hf, nnx
 from ckpt_schema._layouts.paths import Index, Pattern
 from ckpt_schema._layouts.schema import Schema, layout
-from ckpt_schema._layouts.table import Layout
+from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.derived_lens import derive
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.rules import Rule, tie
@@ -101,6 +101,7 @@ class Family:
         Example:
             ``model = cs.hf.restore(folder, model, cs.families.llama.lens_of(folder))``
         """
+        # The folder says how it is written, and with which dtypes; a model says no more than where it keeps what.
         files = self.stored(path)
         target = _as_nnx(self.view if view is None else view)
         own = tied_head(files.files, target)
@@ -119,6 +120,7 @@ class Family:
         """
         tensors = hf.metadata(path)
         self._verify_type(path)
+        # A damaged folder, or one with a tower beside, fits none: what is nearest tells best what is wrong.
         spelled = self._spelled(forms or self.spellings)
         nearest = min(spelled, key=lambda form: Matcher(layout(form.files)).distance(tensors))
         return FileForm(hf.as_stored(nearest.files, path), nearest.rules)
@@ -142,15 +144,18 @@ class Family:
             >>> cs.families.llama.dims_from(sizes)
             {'embed': 8, 'heads': 4, 'kv': 4, 'head_dim': 2, 'mlp': 24, 'vocab': 32, 'depth': 2}
         """
-        found = self.sizes(told_by(config))
-        faults = [
-            Mismatch(key, "checkpoint", "a size", "none" if size is None else shown(size))
-            for key, size in found.values()
-            if type(size) is not int or size < 1
-        ]
+        sizes: dict[str, int] = {}
+        faults: list[Mismatch] = []
+        for dim, (key, size) in self.sizes(told_by(config)).items():
+            # To Python, true is an int as well.
+            if type(size) is int and size >= 1:
+                sizes[dim] = size
+            else:
+                found = "none" if size is None else shown(size)
+                faults.append(Mismatch(key, "checkpoint", "a size", found))
         if faults:
             raise CheckpointMismatchError(f"the config is none of {self.name}", faults)
-        return {dim: cast(int, size) for dim, (_, size) in found.items()}
+        return sizes
 
     def _spelled(self, forms: Iterable[FileForm]) -> Iterator[FileForm]:
         """Spellings, each with every prefix."""
@@ -168,11 +173,11 @@ class Family:
         """
         config = _beside(path)
         found = _told(config).get("model_type") if config.is_file() else None
+        # Weights may come without a config, and a config without a type.
         if found is None or found in self.types:
             return
-        hint = (
-            "derive(hf.as_stored(files, folder), nnx.Params[view]) says that names alone are meant"
-        )
+        hint = "derive(hf.as_stored(files, folder), nnx.Params[view])"
+        hint += " says that names alone are meant"
         fault = Mismatch("model_type", "checkpoint", " or ".join(self.types), shown(found), hint)
         raise CheckpointMismatchError(f"{config} is none of {self.name}", [fault])
 
@@ -185,7 +190,8 @@ def _as_nnx(view: type[Schema] | Layout) -> type[Schema]:
 
 def tied_head(files: type[Schema] | Layout, view: type[Schema] | Layout) -> tuple[Rule, ...]:
     """What to say of a head that the files leave out, for it is their embedding, and a model has."""
-    stored, wanted = ({row.model_path for row in layout(side).rows} for side in (files, view))
+    stored = {row.model_path for row in layout(files).rows}
+    wanted = {row.model_path for row in layout(view).rows}
     head, embed = ("head", "weight"), ("embed", "weight")
     is_left_out = {head, embed} <= wanted and head not in stored
     return (tie("head/weight", "embed/weight"),) if is_left_out else ()
@@ -224,7 +230,11 @@ def told_size(told: Mapping[str, Any], *names: str) -> tuple[str, Any]:
         >>> told_size({"n_embd": 8, "n_inner": None}, "hidden_size", "n_embd"), told_size({}, "a", "b")
         (('n_embd', 8), ('a', None))
     """
-    return next(((n, told[n]) for n in names if told.get(n) is not None), (names[0], None))
+    for name in names:
+        if told.get(name) is not None:
+            return name, told[name]
+    # A fault names the one that most configs have.
+    return names[0], None
 
 
 def width_of(embed: tuple[str, Any], heads: tuple[str, Any]) -> tuple[str, Any]:
@@ -262,11 +272,14 @@ def _told(config: Mapping[str, Any] | epath.PathLike) -> Mapping[str, Any]:
 
 def _moved(table: Layout, old: str, new: str) -> Layout:
     """The layout, its names that begin with ``old`` beginning with ``new``."""
-    rows = tuple(dataclasses.replace(row, key=_renamed(row.key, old, new)) for row in table.rows)
-    return dataclasses.replace(table, rows=rows)
+    rows: list[Row] = []
+    for row in table.rows:
+        rows.append(dataclasses.replace(row, key=_renamed(row.key, old, new)))
+    return dataclasses.replace(table, rows=tuple(rows))
 
 
 def _renamed(key: Pattern, old: str, new: str) -> Pattern:
+    """A key with another prefix. Files have one segment, in which the layers' numbers are symbols."""
     first, *rest = key
     if isinstance(first, Index) and first.prefix.startswith(old):
         return (dataclasses.replace(first, prefix=new + first.prefix.removeprefix(old)), *rest)

@@ -17,7 +17,7 @@ from ckpt_schema import linen, nnx
 from ckpt_schema._layouts.fields import field
 from ckpt_schema._layouts.precision import with_dtypes
 from ckpt_schema._layouts.schema import Schema, layout
-from ckpt_schema._layouts.table import Layout
+from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.axis_rules import pad
 from ckpt_schema._lens.codecs import holds
 from ckpt_schema._lens.derived_lens import derive
@@ -117,6 +117,7 @@ class MaxtextOuterNorms(Schema):
 def maxtext_layers(layer: type[Schema], depth: str = "depth") -> tuple[type[Schema], type[Schema]]:
     """Layers of one kind, scanned and unrolled."""
 
+    # Axis 1 is the usual `param_scan_axis` of MaxText.
     class Scanned(Schema):
         layers: layer = field(key="decoder/layers", scan=depth, axis=1)  # pyright: ignore[reportInvalidTypeForm]
 
@@ -130,6 +131,7 @@ def maxtext_pairs() -> tuple[type[Schema], type[Schema]]:
     """Layers of Gemma 2, of which MaxText makes one of two: scanned and unrolled."""
     near, far = _half_of_pair("local"), _half_of_pair("global")
 
+    # Both halves are in one node, where each leaf has the kind of its attention in its name.
     class Scanned(Schema):
         local: near = field(key="decoder/layers", scan="pairs", axis=1)  # pyright: ignore[reportInvalidTypeForm]
         full: far = field(key="decoder/layers", scan="pairs", axis=1)  # pyright: ignore[reportInvalidTypeForm]
@@ -167,6 +169,7 @@ def query_is_scaled(told: Mapping[str, Any]) -> tuple[Rule, ...]:
 
 
 def _nothing(told: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """What is said of a family that MaxText keeps as Hugging Face does."""
     return ()
 
 
@@ -250,11 +253,13 @@ class Maxtext:
         told = config_of(path)
         files = self.family.stored(path, self.forms)
         source = layout(files.files)
+        # Files that leave the head out have the embedding for one.
         tied = all(row.model_path[0] != "head" for row in source.rows)
         body = self.layout(scan=scan, tied=tied)
         view = layout((linen.Params if container == "linen" else nnx.Params)[body])
         said = [*files.rules, *self.rules(told)]
         sizes = dict(self.family.dims_from(told))
+        # The halves of a rotation are in front of one another there, and take turns here.
         if _has_turns(told) if interleaved is None else interleaved:
             source = _with_dims(source, _TURNED, {"head_dim": "2*half"})
             view = _with_dims(view, _TURNED, {"head_dim": "half*2"})
@@ -263,10 +268,12 @@ class Maxtext:
             said += [pad(f"{end}/weight", "vocab", "padded") for end in _ENDS[: 2 - tied]]
             sizes["padded"] = vocab
         view, rounded = _typed(view, source, dtype)
+        # A config tells more sizes than these layouts have dims.
         named = source.names() | view.names()
-        known = {
-            name: size for name, size in {**sizes, **self.more(sizes)}.items() if name in named
-        }
+        known: dict[str, int] = {}
+        for name, size in {**sizes, **self.more(sizes)}.items():
+            if name in named:
+                known[name] = size
         return derive(source, view, rules=[*said, *rounded, *rules], dims=known)
 
 
@@ -277,19 +284,22 @@ _TURNED = ("query", "key", "query_norm", "key_norm")
 
 def _has_turns(told: Mapping[str, Any]) -> bool:
     """Whether a config has the rotation of Llama 3.1, under the name that it has in any release."""
-    scalings = [told.get(name) for name in ("rope_parameters", "rope_scaling")]
-    kinds = [each.get("rope_type", each.get("type")) for each in scalings if isinstance(each, dict)]
-    return "llama3" in kinds
+    for name in ("rope_parameters", "rope_scaling"):
+        scaling = told.get(name)
+        # An older config calls the kind `type`.
+        if isinstance(scaling, dict):
+            entries: dict[str, Any] = scaling
+            if entries.get("rope_type", entries.get("type")) == "llama3":
+                return True
+    return False
 
 
 def _with_dims(table: Layout, nodes: Collection[str], renames: Mapping[str, str]) -> Layout:
     """The layout, dims of the leaves of these nodes renamed."""
-    rows = [
-        dataclasses.replace(row, leaf=row.leaf.renamed(renames))
-        if row.model_path[-2] in nodes
-        else row
-        for row in table.rows
-    ]
+    rows: list[Row] = []
+    for row in table.rows:
+        leaf = row.leaf.renamed(renames) if row.model_path[-2] in nodes else row.leaf
+        rows.append(dataclasses.replace(row, leaf=leaf))
     return dataclasses.replace(table, rows=tuple(rows))
 
 
@@ -298,6 +308,7 @@ def _typed(view: Layout, source: Layout, dtype: str | None) -> tuple[Layout, tup
     stored = {row.model_path: row.leaf.dtype for row in source.rows}
     first = source.rows[0].leaf.dtype  # of leaves that the files have in other parts
     dtypes = [dtype or stored.get(row.model_path, first) for row in view.rows]
-    narrower = dtype is not None and any(not holds(dtype, each) for each in stored.values())
+    # A value that is rounded has to be said of; one that is widened has not.
+    narrower = dtype is not None and not all(holds(dtype, own) for own in stored.values())
     typed = with_dtypes(view, dict(enumerate(dtypes)))
     return typed, (cast("**", rounding="nearest"),) if narrower else ()

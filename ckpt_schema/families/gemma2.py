@@ -71,6 +71,7 @@ def _pairs(sizes: Mapping[str, int]) -> Mapping[str, int]:
     Raises:
         CheckpointMismatchError: One layer is left.
     """
+    # MaxText scans pairs, and has no layer beside them.
     if sizes["depth"] % 2:
         expected = "an even number of layers, of which MaxText makes pairs"
         fault = Mismatch("num_hidden_layers", "checkpoint", expected, shown(sizes["depth"]))
@@ -91,6 +92,7 @@ class PairedFiles(TiedPairedFiles, FileHead, joined="."):
 
 def _otherwise(told: Mapping[str, Any]) -> tuple[Rule, ...]:
     """Queries and the embedding times what a model multiplies by, and norms as sums with one."""
+    # Hugging Face scales queries each time by a number of its own, which is not the width of a head in all sizes.
     number = told.get("query_pre_attn_scalar")
     if not isinstance(number, (int, float)) or number <= 0:
         fault = Mismatch("query_pre_attn_scalar", "checkpoint", "a number", shown(number))
@@ -106,6 +108,7 @@ _FAMILY = Family(
     "Gemma 2",
     ("gemma2",),
     (FileForm(Files), FileForm(TiedFiles)),
+    # The files of a model without a head leave the first of these out.
     ("model.", ""),
     TiedDecoder,
     decoder_sizes,

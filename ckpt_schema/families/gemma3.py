@@ -72,6 +72,7 @@ class Decoder(TiedDecoder, Head):
     """A model with a head of its own."""
 
 
+# Of 26 layers, four blocks and two that are left.
 _DEPTH = "6*blocks+rest"
 
 
@@ -104,11 +105,13 @@ class MaxtextBlocks(Schema):
 
 
 def _blocks(sizes: Mapping[str, int]) -> Mapping[str, int]:
+    """How many blocks there are, and how many layers are left."""
     return {"blocks": sizes["depth"] // 6, "rest": sizes["depth"] % 6}
 
 
 def _otherwise(told: Mapping[str, Any]) -> tuple[Rule, ...]:
     """Norms as sums with one; the embedding times a root that is rounded, in any precision of weights."""
+    # The model rounds the root to bfloat16 before it multiplies.
     root = float(jnp.bfloat16(told["hidden_size"] ** 0.5))
     return shift("**/*norm/weight", 1.0), scale("embed/weight", root)
 
@@ -117,6 +120,7 @@ _FAMILY = Family(
     "Gemma 3",
     ("gemma3_text", "gemma3"),
     (FileForm(Files), FileForm(TiedFiles)),
+    # Files of a model without a head have no prefix, those of one that sees one of its own.
     ("model.", "", "language_model.model.", "model.language_model."),
     TiedDecoder,
     decoder_sizes,

@@ -33,6 +33,7 @@ class FileAttention(Schema):
 
     qkv: Turned = field(key="c_attn", dims={"inner": "embed", "out": "3*heads*head_dim"})
     out: Turned = field(key="c_proj", dims={"inner": "heads*head_dim", "out": "embed"})
+    # Named `bias` on disk, beside no weight: it is the mask.
     mask: Float32[Array, "1 1 places places"] = field(key="bias", optional=True)
     masked: Float32[Array, ""] = field(key="masked_bias", optional=True)
 
@@ -93,6 +94,7 @@ def gpt2_sizes(told: Mapping[str, Any]) -> ToldSizes:
 _PARTS = [f"layers[]/attention/{name}" for name in ("query", "key", "value")]
 _RULES = (
     fuse("layers[]/attention/qkv", _PARTS),
+    # The masks go back as they were read; no model has them.
     private("layers[]/attention/mask", own),
     private("layers[]/attention/masked", own),
 )
@@ -100,6 +102,7 @@ _FAMILY = Family(
     "GPT-2",
     ("gpt2",),
     (FileForm(Files, _RULES), FileForm(TiedFiles, _RULES)),
+    # The files of a model without a head leave the first of these out.
     ("transformer.", ""),
     TiedDecoder,
     gpt2_sizes,

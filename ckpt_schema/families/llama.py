@@ -71,6 +71,7 @@ _FAMILY = Family(
     "Llama",
     ("llama", "mistral"),
     (FileForm(Files), FileForm(TiedFiles)),
+    # The files of a model without a head leave the first of these out.
     ("model.", ""),
     Decoder,
     decoder_sizes,

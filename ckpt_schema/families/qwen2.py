@@ -64,6 +64,7 @@ _FAMILY = Family(
     "Qwen 2",
     ("qwen2",),
     (FileForm(Files), FileForm(TiedFiles)),
+    # The files of a model without a head leave the first of these out.
     ("model.", ""),
     Decoder,
     decoder_sizes,

@@ -67,6 +67,7 @@ _FAMILY = Family(
     "Qwen 3",
     ("qwen3",),
     (FileForm(Files), FileForm(TiedFiles)),
+    # The files of a model without a head leave the first of these out.
     ("model.", ""),
     Decoder,
     decoder_sizes,

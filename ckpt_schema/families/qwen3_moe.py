@@ -118,6 +118,7 @@ _FAMILY = Family(
         FileForm(StackedFiles, STACKED_EXPERTS),
         FileForm(TiedStackedFiles, STACKED_EXPERTS),
     ),
+    # The files of a model without a head leave the first of these out.
     ("model.", ""),
     Decoder,
     expert_sizes,

@@ -168,8 +168,9 @@ class Classifier(Encoder):
 def vit_sizes(told: Mapping[str, Any]) -> ToldSizes:
     """What a config has for each dim."""
     embed, heads = told_size(told, "hidden_size"), told_size(told, "num_attention_heads")
-    image, patch = (_sides(told.get(name)) for name in ("image_size", "patch_size"))
+    image, patch = _sides(told.get("image_size")), _sides(told.get("patch_size"))
     labels = told.get("id2label") or "LR"  # of two classes transformers writes nothing
+    # A place for each patch, and the first for what is told of the whole image.
     places = None
     if None not in (*image, *patch):
         places = 1 + (image[0] // patch[0]) * (image[1] // patch[1])
@@ -198,10 +199,15 @@ def _sides(told: Any) -> tuple[Any, Any]:
 _FAMILY = Family(
     "ViT",
     ("vit",),
-    tuple(
-        FileForm(form)
-        for form in (Files, PooledFiles, BareFiles, NewFiles, NewPooledFiles, NewBareFiles)
+    (
+        FileForm(Files),
+        FileForm(PooledFiles),
+        FileForm(BareFiles),
+        FileForm(NewFiles),
+        FileForm(NewPooledFiles),
+        FileForm(NewBareFiles),
     ),
+    # The files of a model without a head leave the first of these out.
     ("vit.", ""),
     Classifier,
     vit_sizes,

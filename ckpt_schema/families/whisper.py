@@ -151,21 +151,22 @@ class Transcriber(Schema):
 def whisper_sizes(told: Mapping[str, Any]) -> ToldSizes:
     """What a config has for each dim."""
     embed = told_size(told, "d_model")
-    found = {"embed": embed, "mels": told_size(told, "num_mel_bins")}
-    found["vocab"] = told_size(told, "vocab_size")
-    for own, side, places in (
+    sizes = {"embed": embed, "mels": told_size(told, "num_mel_bins")}
+    sizes["vocab"] = told_size(told, "vocab_size")
+    # The encoder calls its dims otherwise where they may be others: `heard_heads`.
+    for called, side, places in (
         (_HEARD, "encoder", "max_source_positions"),
-        ({dim: dim for dim in _OWN}, "decoder", "max_target_positions"),
+        (dict(zip(_OWN, _OWN, strict=True)), "decoder", "max_target_positions"),
     ):
         heads = told_size(told, f"{side}_attention_heads")
-        found |= {
-            own["heads"]: heads,
-            own["head_dim"]: width_of(embed, heads),
-            own["mlp"]: told_size(told, f"{side}_ffn_dim"),
-            own["places"]: told_size(told, places),
-            own["depth"]: told_size(told, f"{side}_layers"),
+        sizes |= {
+            called["heads"]: heads,
+            called["head_dim"]: width_of(embed, heads),
+            called["mlp"]: told_size(told, f"{side}_ffn_dim"),
+            called["places"]: told_size(told, places),
+            called["depth"]: told_size(told, f"{side}_layers"),
         }
-    return found
+    return sizes
 
 
 _FAMILY = Family(
