@@ -1,4 +1,8 @@
-"""Names for the classes of a text: what the attributes of each have in common, and what tells it from others."""
+"""Names for the classes of a text: what the attributes of each have in common, and what tells it from others.
+
+``self_attention`` and ``cross_attention`` of one class make it an ``Attention``. Where two classes could have one name, the
+one that stands in most places has it, and the other is called by its number or by what it is in.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,8 @@ from ckpt_schema._source.size_names import identifier
 __all__ = ["ClassNames", "class_name"]
 
 _KERNELS = {2: "Linear", 3: "Projection", 4: "Conv"}
+"""What classes of a kernel are called, by the number of its axes."""
+
 _LEAVES: dict[tuple[str, ...], str] = {
     ("scale",): "Norm",
     ("bias", "scale"): "Norm",
@@ -32,9 +38,10 @@ def class_name(text: str) -> str:
         ('Layers', 'LayerNorm', 'SelfAttention')
     """
     words = [word for word in identifier(text).split("_") if word]
+    # Linen numbers its layers; the class is of all of them.
     while len(words) > 1 and words[-1].isdecimal():
         words.pop()
-    return "".join(word[0].upper() + word[1:] for word in words)
+    return "".join([word[0].upper() + word[1:] for word in words])
 
 
 class ClassNames:
@@ -52,6 +59,7 @@ class ClassNames:
     ) -> None:
         """Has given none."""
         self._sharing, self._taken, self._attributes, self._root = sharing, taken, attributes, root
+        # By the identity of a class: whether it leaves its plain name to another, and its outline.
         self._losers: set[int] = set()
         self._outlines: dict[int, int] = {}
         self._numbers: dict[tuple[object, ...], int] = {}
@@ -67,20 +75,25 @@ class ClassNames:
             rivals[_plain_name(shared)].append(shared)
         for group in rivals.values():
             winner = self._winner(group)
-            self._losers |= {id(one) for one in group if self._outline(one) != winner}
+            for shared in group:
+                if self._outline(shared) != winner:
+                    self._losers.add(id(shared))
 
     def _winner(self, group: Sequence[SharedClass]) -> int | None:
         """The outline of the class that stands in most places; None where two do that are apart."""
         places: collections.Counter[int] = collections.Counter()
+        # The first class of each outline.
+        firsts: dict[int, SharedClass] = {}
         for shared in group:
-            places[self._outline(shared)] += shared.places.total()
+            outline = self._outline(shared)
+            places[outline] += shared.places.total()
+            firsts.setdefault(outline, shared)
         most = max(places.values())
         first, *others = [outline for outline, times in places.items() if times == most]
-        inner = next(shared for shared in group if self._outline(shared) == first)
         for outline in others:
-            outer = next(shared for shared in group if self._outline(shared) == outline)
             # A group of layers leaves the name to the layers in it, which come before it.
-            if all(branch.children is not outer.children for branch in inner.first):
+            outer = firsts[outline]
+            if all(branch.children is not outer.children for branch in firsts[first].first):
                 return None
         return first
 
@@ -111,11 +124,17 @@ class ClassNames:
 
     def _choices(self, shared: SharedClass) -> Iterator[str]:
         """What a class may be called, the best first."""
-        leaves = tuple(sorted(child.name for child in shared.children))
+        names: list[str] = []
+        rank = 0
+        for child in shared.children:
+            names.append(child.name)
+            if child.leaf is not None:
+                rank = max(rank, len(child.leaf.dims))
+        # What has the leaves of a known layer is called as that is, whatever its attribute is.
+        leaves = tuple(sorted(names))
         if leaves in (("kernel",), ("bias", "kernel")):
-            ranks = [len(child.leaf.dims) for child in shared.children if child.leaf is not None]
-            if max(ranks, default=0) in _KERNELS:
-                yield _KERNELS[max(ranks)]
+            if rank in _KERNELS:
+                yield _KERNELS[rank]
         elif leaves in _LEAVES:
             yield _LEAVES[leaves]
         plain = _plain_name(shared)
@@ -127,6 +146,7 @@ class ClassNames:
         # Of several that have numbers, one that is unlike the rest is told by its own.
         if own != plain:
             yield own
+        # By what it is in, as little of that as tells it apart: `LayerMlp`, `EncoderLayerMlp`.
         above = self._above(shared.first)
         for at in range(len(above) - 1, -1, -1):
             yield "".join(above[at:]) + own
@@ -181,6 +201,7 @@ def _plain_name(shared: SharedClass) -> str:
         return _singular(_one_of(around[0].name)) if around else class_name(shared.first[-1].name)
     first, *others = names
     words = _words(first)
+    # The last words that all of them have: of SelfAttention and CrossAttention, Attention.
     for other in others:
         common = 0
         for one, two in zip(reversed(words), reversed(_words(other)), strict=False):
@@ -204,8 +225,8 @@ def _words(name: str) -> list[str]:
 
 def _one_of(name: str, *, is_repeated: bool = False) -> str:
     """What one of the repeats of an attribute is called."""
-    found = "Model" if name == USUAL_COLLECTION else class_name(name)
-    return _singular(found) if is_repeated else found
+    written = "Model" if name == USUAL_COLLECTION else class_name(name)
+    return _singular(written) if is_repeated else written
 
 
 def _singular(name: str) -> str:

@@ -15,6 +15,7 @@ _FEWEST = 3
 """From how many items on a list is shorter than a line for each."""
 
 _NUMBERED = re.compile(r"(.*?[^\d]|)(0|[1-9]\d*)")
+"""A name that ends in a number as Python writes it: no ``layer_01``, which is another name than that of item 1."""
 
 
 def numbered_runs(children: Sequence[Branch]) -> Iterator[tuple[str, Sequence[Branch]]]:
@@ -51,6 +52,7 @@ def _lists(children: Sequence[Branch]) -> Mapping[str, Sequence[Branch]]:
             stems.setdefault(stem, {})[number] = child
     lists: dict[str, Sequence[Branch]] = {}
     for stem, numbered in stems.items():
+        # 0, 1, 2 without a gap: a list has an item at each number.
         counts = sorted(numbered) == list(range(len(numbered)))
         if counts and len(numbered) >= _FEWEST:
             lists[stem] = [numbered[number] for number in range(len(numbered))]
@@ -88,6 +90,7 @@ def items_text(names: Sequence[str]) -> str:
         >>> items_text(["Local", "Global", "Local", "Global"])
         '[Local, Global] * 2'
     """
+    # Groups of names, and how often each stands in a row.
     parts: list[tuple[Sequence[str], int]] = []
     at = 0
     while at < len(names):
@@ -108,6 +111,7 @@ def _repeated(names: Sequence[str], start: int) -> tuple[Sequence[str], int]:
     """The group of names, from one on, whose repeats reach farthest; of several such the shortest."""
     best, most = 1, 1
     for length in range(1, (len(names) - start) // 2 + 1):
+        # How often the next names are these again.
         group, times = names[start : start + length], 1
         while names[start + times * length : start + (times + 1) * length] == group:
             times += 1

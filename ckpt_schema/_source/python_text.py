@@ -1,4 +1,9 @@
-"""Classes as Python text: annotations, fields, class statements."""
+"""Classes as Python text: annotations, fields, class statements.
+
+The last step of a text: branches (``branches``) that are equal but for sizes are one class (``equal_parts``), a layer
+of Flax is its block (``ready_blocks``), what counts from 0 is a list (``mixed_lists_text``), and of the rest each class
+is written after those that it is made of, under a name of ``class_names``.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,10 @@ from ckpt_schema.errors import Mismatch
 __all__ = ["ClassWriter", "bracketed", "call", "mapping"]
 
 _WIDTH = 100
+"""How long a line may be."""
+
 _DTYPES = {"bfloat16": "BFloat16", "bool": "Bool"}
+"""What jaxtyping calls dtypes, where that is not the name with a capital."""
 
 
 def call(function: str, arguments: Sequence[tuple[str, str]], indent: int = 4) -> str:
@@ -57,8 +65,10 @@ def bracketed(start: str, several: Iterable[str], end: str, indent: int, beside:
     line = f"{start}{', '.join(written)}{end}"
     if indent + len(line) <= _WIDTH - beside and "\n" not in line:
         return line
-    inner = "".join(f"{' ' * (indent + 4)}{each},\n" for each in written)
-    return f"{start}\n{inner}{' ' * indent}{end}"
+    lines = [start]
+    for text in written:
+        lines.append(f"{' ' * (indent + 4)}{text},")
+    return "\n".join([*lines, f"{' ' * indent}{end}"])
 
 
 def mapping(items: Mapping[str, str], indent: int = 8, beside: int = 20) -> str:
@@ -121,9 +131,10 @@ class ClassWriter:
         self._written: set[str] = set()  # these names
         self._known = known
         self._ready, self._models = ready, models
-        self._attributes = {
-            child.name for shared in sharing.classes.values() for child in shared.children
-        }
+        # In the body of a class that has an attribute of its name, a class could not be spoken of.
+        self._attributes: set[str] = set()
+        for shared in sharing.classes.values():
+            self._attributes.update([child.name for child in shared.children])
         self._class_names = ClassNames(sharing, taken, self._attributes, root)
 
     def dims(self, branch: Branch) -> tuple[Dim, ...]:
@@ -162,10 +173,14 @@ class ClassWriter:
 
     def fit(self, branch: Branch, dims: Sequence[Dim]) -> BlockFit | None:
         """The block in the place of the class below an attribute, whose dims the class around it calls so."""
-        # Of a model by its children: its field may say more by now.
-        if self._ready is None or any(branch.children is m.children for m in self._models):
+        if self._ready is None or self._is_model(branch):
             return None
+        # The first dim of what is repeated is how often.
         return self._ready.fit(branch, dims if branch.count is None else dims[1:])
+
+    def _is_model(self, branch: Branch) -> bool:
+        """Whether an attribute is a model. It is told by its children, for its field may say more by now."""
+        return any(branch.children is model.children for model in self._models)
 
     def fits(
         self, branch: Branch, dims: Sequence[Dim], above: LogicalPath = ()
@@ -185,11 +200,11 @@ class ClassWriter:
         self, children: Sequence[Branch], own: Sequence[Dim]
     ) -> Iterator[tuple[Branch, Sequence[Dim]]]:
         """The attributes of a class, each with what the class calls its dims."""
-        at = 0
+        start = 0
         for child in children:
-            end = at + len(self.dims(child))
-            yield child, own[at:end]
-            at = end
+            end = start + len(self.dims(child))
+            yield child, own[start:end]
+            start = end
 
     def classes(self, branch: Branch, dims: Sequence[Dim]) -> Iterator[str]:
         """The class of an attribute, and before it those that it is made of, as far as they are not written yet.
@@ -204,8 +219,10 @@ class ClassWriter:
         shared = self._sharing.shared(branch)
         if number in self._names and not self._may_be_items(branch):
             return
+        # First those that it is made of: its own text has their names.
         for child, own in self._with_dims(shared.children, shared.own):
             yield from self.classes(child, own)
+        # Of a list of items only the items have classes.
         if number in self._names or self._own_items(branch):
             return
         lines = [f'    """{self._counts(shared)}"""', ""]
@@ -213,6 +230,7 @@ class ClassWriter:
         if shared.separator:
             bases = f"(cs.Schema, joined={quoted(shared.separator)}):"
         body = "\n".join([bases, *lines, *self.attributes(shared.children, shared.own)])
+        # Two layouts of one lens may have a class in common, to the letter.
         known = self._known.get(body)
         if known is not None and known not in self._attributes:
             self._names[number] = known
@@ -225,14 +243,18 @@ class ClassWriter:
     def attributes(self, children: Sequence[Branch], own: Sequence[Dim]) -> Iterator[str]:
         """The lines of the attributes of a class, whose dims it calls so."""
         used: set[str] = set()
-        dims = {id(child): own_dims for child, own_dims in self._with_dims(children, own)}
+        dims: dict[int, Sequence[Dim]] = {}
+        for child, of_child in self._with_dims(children, own):
+            dims[id(child)] = of_child
         for stem, run in numbered_runs(children):
-            named = self._item_classes(run, [dims[id(child)] for child in run])
+            pairs = [(child, dims[id(child)]) for child in run]
+            named = self._item_classes(pairs)
+            # Where the first says more than its class, a line for each says what.
             if named and stem and not run[0].said:
                 yield "    " + self._siblings(stem, named, used)
                 continue
-            for child in run:
-                yield "    " + self.attribute(child, dims[id(child)], used)
+            for child, of_child in pairs:
+                yield "    " + self.attribute(child, of_child, used)
 
     def _siblings(self, stem: str, named: Sequence[str], used: set[str]) -> str:
         """The line of a list whose items stand side by side, ``layers_0`` and so on."""
@@ -240,35 +262,35 @@ class ClassWriter:
         said = [("items", items_text(named)), ("name", quoted(f"{stem}{{i}}"))]
         return call(f"{written}: {_list_of(named)} = cs.field", said)
 
-    def _item_classes(
-        self, run: Sequence[Branch], several: Sequence[Sequence[Dim]]
-    ) -> Sequence[str]:
-        """The classes of attributes that may be one list; none where a line for each says more."""
+    def _item_classes(self, run: Sequence[tuple[Branch, Sequence[Dim]]]) -> Sequence[str]:
+        """The classes of attributes, with their dims, that may be one list; none where a line for each says more."""
         named: list[str] = []
-        for child, dims in zip(run, several, strict=True):
+        for child, dims in run:
             is_class = child.leaf is None and not child.stream
             if len(run) == 1 or not is_class or self.fit(child, dims) is not None:
                 return []
+            # Items have no field of their own, which could rename dims.
             if self._renames(self._sharing.shared(child), dims):
                 return []
             named.append(self.name(child))
+        # Where all differ, a list is no shorter.
         return named if len(set(named)) < len(named) else []
 
     def _may_be_items(self, branch: Branch) -> bool:
         """Whether what is below an attribute counts from 0, and nothing else is there."""
+        # As a field writes it: a string, or a tuple where no string says it.
         key = ast.literal_eval(dict(branch.said).get("key", '""'))
-        is_model = any(branch.children is model.children for model in self._models)
-        plain = branch.count is None and not branch.separator and isinstance(key, str)
+        is_plain = branch.count is None and not branch.separator and isinstance(key, str)
+        # Items of one list have names that are numbers alone.
         runs = [*numbered_runs(branch.children)]
-        return plain and not is_model and [stem for stem, _ in runs] == [""]
+        return is_plain and not self._is_model(branch) and len(runs) == 1 and not runs[0][0]
 
     def _own_items(self, branch: Branch) -> Sequence[str]:
         """The classes of the items of an attribute that is a list of them; none where it has a class of its own."""
         if not self._may_be_items(branch) or item_key(branch.children[0]) is None:
             return []
         shared = self._sharing.shared(branch)
-        pairs = [*self._with_dims(shared.children, shared.own)]
-        return self._item_classes([child for child, _ in pairs], [dims for _, dims in pairs])
+        return self._item_classes([*self._with_dims(shared.children, shared.own)])
 
     def attribute(
         self,
@@ -280,6 +302,7 @@ class ClassWriter:
         """The line of an attribute, whose dims the class around it calls so."""
         said: list[tuple[str, str]] = [*branch.said, *more]
         written = self._identifier(branch.name, used)
+        # Its logical name, where Python has no such name.
         if written != branch.name:
             said.insert(0, ("name", quoted(branch.name)))
         dims = [*own]
@@ -288,6 +311,7 @@ class ClassWriter:
             count = dims_.format_dim(dims.pop(0))
             word = "length" if branch.is_list else "scan"
             said.append((word, count if count.isdecimal() else quoted(count)))
+        # What is there: a leaf, a stream, a layer of Flax, a list of items, or a class of the text.
         if branch.leaf is not None:
             kind = self._annotation(branch.leaf, dims)
         elif branch.stream:
@@ -313,47 +337,52 @@ class ClassWriter:
 
     def _renames(self, shared: SharedClass, dims: Sequence[Dim]) -> dict[str, str]:
         """What the place of a class calls the dims that are the class's own."""
-        found: dict[str, str] = {}
+        renames: dict[str, str] = {}
         if tuple(dims) == shared.own:
-            return found
+            return renames
         names = shared.renamed
         for inner, outer in zip(shared.own, dims, strict=True):
             if inner == outer or len(inner) != 1 or str(inner[0]) not in names:
                 continue
-            found[str(inner[0])] = dims_.format_dim(outer)
-        return _as_written(dict(sorted(found.items())))
+            renames[str(inner[0])] = dims_.format_dim(outer)
+        return _as_written(dict(sorted(renames.items())))
 
     def _identifier(self, name: str, used: set[str]) -> str:
-        classes, imported = self._written, self._imports.names()
+        """How the text writes the name of an attribute.
 
-        def taken(name: str) -> bool:
-            return name in used or name in imported or name in classes or name == "list"
-
-        good = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
-        found = name if good and not name.startswith("_") else identifier(name)
-        while taken(found) or keyword.iskeyword(found):
-            found += "_"
-        used.add(found)
-        return found
+        Args:
+            name: The name, which may be any string.
+            used: What the attributes before it are called; its own is added.
+        """
+        # In the body of a class an attribute hides what the module calls so; `list` is in annotations.
+        taken = {"list"}.union(used, self._imports.names(), self._written)
+        is_name = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
+        written = name if is_name and not name.startswith("_") else identifier(name)
+        while written in taken or keyword.iskeyword(written):
+            written += "_"
+        used.add(written)
+        return written
 
     def annotation(self, leaf: Leaf) -> str:
         """The annotation of a leaf."""
         return self._annotation(leaf, leaf.dims)
 
     def _annotation(self, leaf: Leaf, dims: Sequence[Dim]) -> str:
+        """The annotation of a leaf whose dims the class around it calls so."""
         labels = [name.label for name in leaf.names] or [""] * len(dims)
-        words = [
-            f"{label}={dims_.format_dim(dim)}" if label else dims_.format_dim(dim)
-            for label, dim in zip(labels, dims, strict=True)
-        ]
+        words: list[str] = []
+        for label, dim in zip(labels, dims, strict=True):
+            word = dims_.format_dim(dim)
+            words.append(f"{label}={word}" if label else word)
         text = " ".join(words)
         if leaf.is_key:
+            # "threefry2x32" of the dtype "key<threefry2x32>".
             return f'cs.Key["{leaf.dtype[4:-1]}"{f", {quoted(text)}" if text else ""}]'
         # A string that is one word is a forward reference to most tools.
         text = f" {text}" if len(words) == 1 else text
-        dtype = _DTYPES.get(
-            leaf.dtype, leaf.dtype.replace("_", "").capitalize().replace("Uint", "UInt")
-        )
+        # `UInt8` of "uint8", `Float8e4m3fn` of "float8_e4m3fn".
+        usual = leaf.dtype.replace("_", "").capitalize().replace("Uint", "UInt")
+        dtype = _DTYPES.get(leaf.dtype, usual)
         if not hasattr(jaxtyping, dtype):
             hint = "no annotation of jaxtyping has this dtype"
             self._imports.faults.append(
@@ -363,12 +392,20 @@ class ClassWriter:
 
     def _counts(self, shared: SharedClass) -> str:
         """How many leaves a class has, and how many parameters at the sizes that are known."""
-        totals = [self._total(shared.children, dims) for dims in shared.uses]
-        leaves = _span([total.leaves for total in totals], "leaf", "leaves")
-        if not all(total.is_whole for total in totals):
+        # Each place has the class with its own sizes.
+        numbers: list[int] = []
+        elements: list[int] = []
+        is_whole = True
+        for dims in shared.uses:
+            total = self._total(shared.children, dims)
+            numbers.append(total.leaves)
+            is_whole = is_whole and total.is_whole
+            if total.elements is not None:
+                elements.append(total.elements)
+        leaves = _span(numbers, "leaf", "leaves")
+        if not is_whole:
             leaves += " with one item in each list"
-        elements = [total.elements for total in totals if total.elements is not None]
-        if len(elements) < len(totals) or not self._sizes:
+        if len(elements) < len(numbers) or not self._sizes:
             return f"{leaves}."
         return f"{leaves}, {_span(elements, 'parameter', 'parameters')}."
 
@@ -377,15 +414,15 @@ class ClassWriter:
         mark = id(children), dims
         known = self._totals.get(mark)
         if known is None:
-            at, leaves, elements, is_whole = 0, 0, 0, True
-            for child in children:
-                end = at + len(self.dims(child))
-                own = self._total_of(child, dims[at:end])
-                leaves += own.leaves
+            leaves, is_whole = 0, True
+            elements: int | None = 0
+            for child, of_child in self._with_dims(children, dims):
+                total = self._total_of(child, tuple(of_child))
+                leaves += total.leaves
+                # One size that is not known leaves the whole unknown.
                 if elements is not None:
-                    elements = None if own.elements is None else elements + own.elements
-                is_whole = is_whole and own.is_whole
-                at = end
+                    elements = None if total.elements is None else elements + total.elements
+                is_whole = is_whole and total.is_whole
             known = self._totals[mark] = _Total(leaves, elements, is_whole)
         return known
 
@@ -397,6 +434,7 @@ class ClassWriter:
         if branch.leaf is not None:
             shape = dims_.sizes_of(dims, self._sizes)
             one = _Total(1, None if shape is None else math.prod(shape), True)
+        # A stream has a key and a count, and neither is a parameter.
         elif branch.stream:
             one = _Total(2, 0, True)
         else:
@@ -434,6 +472,7 @@ def _with_items(
     told = dict(said)
     own = ast.literal_eval(told.pop("key", quoted(branch.name)))
     key = f"{own}/{symbol}" if own else symbol
+    # A list is spelled so unless its field says otherwise.
     if key != f"{branch.name}/{{i}}":
         told["key"] = quoted(str(key))
     return [("items", items_text(items)), *told.items()]
