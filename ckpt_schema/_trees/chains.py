@@ -51,8 +51,11 @@ class OptimizerChain:
                 self._models.setdefault(part, row.mirrors.partition("/")[0])
         # What an error says of each part: "ScaleByAdamState: count, mu, nu".
         self._parts: dict[_Part, str] = {}
-        kept = self._fields(row.key for row in table.rows if row.optimizer)
-        for part, names in kept.items():
+        keys: list[Pattern] = []
+        for row in table.rows:
+            if row.optimizer:
+                keys.append(row.key)
+        for part, names in self._fields(keys).items():
             self._parts[part] = f"{types[part]}: {names}" if part in types else names
 
     @property
@@ -65,7 +68,10 @@ class OptimizerChain:
 
     def _head(self, key: _Part) -> _Part | None:
         """Where the state stands that a key path is in."""
-        return next((head for head in self._heads if key[: len(head)] == head), None)
+        for head in self._heads:
+            if key[: len(head)] == head:
+                return head
+        return None
 
     def part(self, key: Pattern) -> _Part | None:
         """The position of the chain that a leaf stands at; None outside of the optimizer state.
@@ -90,7 +96,10 @@ class OptimizerChain:
             part = self.part(key)
             if part is not None:
                 fields[part][str(key[len(part)])] = None
-        return {part: ", ".join(names) for part, names in fields.items()}
+        joined: dict[_Part, str] = {}
+        for part, names in fields.items():
+            joined[part] = ", ".join(names)
+        return joined
 
     def faults(
         self, absent: Sequence[Pattern], strays: Sequence[Pattern], present: Sequence[Pattern]
@@ -104,8 +113,14 @@ class OptimizerChain:
         """
         # A part of which one leaf is there is not missing as a whole: its leaves are told one by one.
         partly_there = {None, *map(self.part, present)}
-        lost = [key for key in absent if self.part(key) not in partly_there]
-        extra = [key for key in strays if self.part(key) not in partly_there]
+        lost: list[Pattern] = []
+        for key in absent:
+            if self.part(key) not in partly_there:
+                lost.append(key)
+        extra: list[Pattern] = []
+        for key in strays:
+            if self.part(key) not in partly_there:
+                extra.append(key)
         lost_fields, extra_fields = self._fields(lost), self._fields(extra)
         for part, names in lost_fields.items():
             if part not in self._models or extra_fields.get(part) != names:
@@ -125,8 +140,8 @@ class OptimizerChain:
 
     def _leaf_of(self, part: _Part, keys: Iterable[Pattern]) -> str:
         """The path below a field of a part, of the first of some keys that stands in it."""
-        key = next(key for key in keys if self.part(key) == part)
-        return format_path(key[len(part) + 1 :])
+        own = filter(lambda key: self.part(key) == part, keys)
+        return format_path(next(own)[len(part) + 1 :])
 
     def notes(self, keys: Sequence[Pattern]) -> list[str]:
         """Both chains side by side, as lines: this one, and that of a tree with leaves at ``keys``."""
@@ -169,7 +184,11 @@ def with_mirrors(table: Layout, faults: Iterable[Mismatch]) -> Iterator[Mismatch
 
 def _homes(table: Layout) -> Iterator[tuple[str, str]]:
     """For each place in the optimizer's state that mirrors the model: where the model itself stands."""
-    params = {"/".join(row.path): row.key for row in table.rows if not row.optimizer}
+    # Mirrors name their params by written paths.
+    params: dict[str, Pattern] = {}
+    for row in table.rows:
+        if not row.optimizer:
+            params["/".join(row.path)] = row.key
     for row in table.rows:
         param = params.get(row.mirrors) if row.mirrors else None
         if param is None:

@@ -190,11 +190,15 @@ def _mixed(node: Mapping[Any, Any], place: _Place | None) -> Iterator[Mismatch]:
         sorted(node)
     except TypeError:
         kinds = {type(key): key for key in node}
-        found = " and ".join(f"{kind.__name__} key {shown(key)}" for kind, key in kinds.items())
+        words: list[str] = []
+        for kind, key in kinds.items():
+            words.append(f"{kind.__name__} key {shown(key)}")
         hint = "a dict must not have both kinds; a save turns int keys into strings"
         if len(kinds) == 1:
             hint = "jax puts the keys of a dict in order: use strings, or ints"
-        yield Mismatch(format_path(_path(place)), "key", "keys of one kind", found, hint)
+        yield Mismatch(
+            format_path(_path(place)), "key", "keys of one kind", " and ".join(words), hint
+        )
 
 
 def build(
@@ -292,8 +296,11 @@ def _container(node: Node, key: KeyPath, children: Mapping[Any, Any]) -> Any:
 
 def _fields(kind: type) -> list[dataclasses.Field[Any]]:
     """The fields of a dataclass that are children of the pytree it is."""
-    own = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
-    return [field for field in own if field.metadata.get("pytree_node", True)]
+    fields: list[dataclasses.Field[Any]] = []
+    for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+        if field.metadata.get("pytree_node", True):
+            fields.append(field)
+    return fields
 
 
 def nodes_of(found: Iterable[tuple[KeyPath, Any]]) -> Iterator[Node]:
@@ -334,7 +341,11 @@ def _without(node: Any, dropped: Container[KeyPath], at: KeyPath) -> Any:
         return _DROPPED
     if isinstance(node, Mapping):
         kind: Any = type(node)
-        return kind({key: child for key, child in below.items() if child is not _DROPPED})
+        kept: dict[Any, Any] = {}
+        for key, child in below.items():
+            if child is not _DROPPED:
+                kept[key] = child
+        return kind(kept)
     # Other containers have their members by position, so that an empty dict takes the place.
     treedef = jax.tree.structure(node, is_leaf=lambda child: child is not node)
     return treedef.unflatten({} if child is _DROPPED else child for child in below.values())

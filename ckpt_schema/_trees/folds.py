@@ -109,8 +109,8 @@ def folded(
             keys[body] = leaf
     faults: list[Mismatch] = []
     axes = {node: _by_kind(axis) for node, axis in scan.items()}
-    lists_named = [paths.parse_pattern(text) for text in lists]
-    stacked = {paths.parse_path(text) for text in scan}
+    lists_named = [*map(paths.parse_pattern, lists)]
+    stacked = set(map(paths.parse_path, scan))
     listed = _Lists(keys, _heads(lists_named), stacked)
     # Outside of the model a number may mean anything, so a list is one there by its name alone.
     outside = _outside(read, kinds) if lists else {}
@@ -130,7 +130,9 @@ def folded(
     for pattern, members in others.members.items():
         if others.counts[pattern]:
             lone |= dict.fromkeys(members, _fold(pattern, others.counts[pattern], None))
-    known = {fold.key for fold in (*folds.values(), *lone.values())}
+    known: set[Pattern] = set()
+    for fold in (*folds.values(), *lone.values()):
+        known.add(fold.key)
     faults += _unused_lists(lists_named, listed.seen | others.seen, known)
     if faults:
         raise SchemaError("scan= and lists= do not fit the tree", faults)
@@ -209,13 +211,13 @@ class _Lists:
             if not self._alike(rests):
                 continue
             for rest, numbered in rests.items():
-                inner = [numbered[number] for number in sorted(numbered)]
-                count = self.counts[inner[0]]
+                # Layers are alike: the first tells how many members the lists above have.
+                count = self.counts[numbered[0]]
                 keys: list[KeyPath] = []
-                for pattern in inner:
-                    keys += self.members.pop(pattern)
+                for number in sorted(numbered):
+                    keys += self.members.pop(numbered[number])
                 self.members[(*head, *rest)] = keys
-                self.counts[(*head, *rest)] = (*count, len(inner))
+                self.counts[(*head, *rest)] = (*count, len(numbered))
 
     def _symbol(self, pattern: Pattern, at: int) -> tuple[Index, int] | None:
         """The index symbol that a segment may be, and the index that it then is."""
@@ -274,14 +276,13 @@ class _Lists:
 
     def _alike(self, rests: Mapping[Pattern, Mapping[int, Pattern]]) -> bool:
         """Whether every member of a list has every leaf, of one shape and dtype."""
-        numbers = {tuple(sorted(numbered)) for numbered in rests.values()}
-        if len(numbers) != 1:
-            return False
-        # Members 0, 1, ... without a gap: a dict by number of step, 100 and 200, is no list.
-        (members,) = numbers
-        if members != tuple(range(len(members))):
-            return False
+        members: list[int] | None = None
         for numbered in rests.values():
+            numbers = sorted(numbered)
+            # Members 0, 1, ... without a gap: a dict by number of step, 100 and 200, is no list.
+            if numbers != list(range(len(numbers))) or members not in (None, numbers):
+                return False
+            members = numbers
             signatures: set[Any] = set()
             counts: set[tuple[int, ...]] = set()
             for pattern in numbered.values():
@@ -292,7 +293,7 @@ class _Lists:
                 counts.add(self.counts[pattern])
             if len(signatures) != 1 or len(counts) != 1:
                 return False
-        return True
+        return members is not None
 
 
 def _is_number(symbol: Index) -> bool:
@@ -392,7 +393,8 @@ def _stacked(
         above = heads.along(ends)
         if not above:
             continue
-        used.update(head for _, _, head in above)
+        for _, _, head in above:
+            used.add(head)
         # The outermost path says which node is the stack, the innermost on what axis this leaf is.
         node = above[0][0] - 1
         kind = leaf.kind or kinds.collection(leaf.key)
@@ -425,7 +427,8 @@ def _unused_lists(
     lengths = set(map(len, named))
     used: set[Pattern] = set()
     for key in keys:
-        used.update(_unquoted(key[:length]) for length in lengths)
+        for length in lengths:
+            used.add(_unquoted(key[:length]))
     seen = set(map(_unquoted, heads))
     for pattern in named:
         if _unquoted(pattern) in used:

@@ -113,7 +113,10 @@ def infer_tree(
         rows = tuple(_in_one_key(rows, flat, joined))
     homes = (OPTIMIZER_STATE, *(kinds.optimizer or ())[:1])
     # What has been stored may spell numbers as strings, and has lost the classes of containers but for lists.
-    held = [(key, node) for key, node in found if key[0] in homes or not flat.stored]
+    held: list[_Held] = []
+    for key, node in found:
+        if key[0] in homes or not flat.stored:
+            held.append((key, node))
     nodes = tuple(nodes_of(held))
     table = Layout(
         name,
@@ -221,8 +224,10 @@ def _levels_on_disk(flat: FlatTree) -> Sequence[str]:
         return (older,)
     if usual not in ends:
         return ()
-    bare = [at for at, key in enumerate(flat.keys) if usual not in key[1:]]
-    return (usual,) if all(_is_count(flat, at) for at in bare) else ()
+    for at, key in enumerate(flat.keys):
+        if usual not in key[1:] and not _is_count(flat, at):
+            return ()
+    return (usual,)
 
 
 def _is_count(flat: FlatTree, at: int) -> bool:
@@ -421,8 +426,11 @@ class _Rows:
     def _outside(self, leaf: Found, stored: Leaf) -> Row:
         """The row of a leaf of an optimizer, or of what stands beside model and optimizer."""
         kinds = self._kinds
-        heads = (leaf.key[:end] for end in range(len(leaf.key)))
-        mirror = next((head for head in heads if head in kinds.mirrors), None)
+        mirror: KeyPath | None = None
+        for end in range(len(leaf.key)):
+            if leaf.key[:end] in kinds.mirrors:
+                mirror = leaf.key[:end]
+                break
         optimizer = kinds.optimizer or ()
         # opt_state/0/mu/dense/kernel: below the mirror opt_state/0/mu stands what stands in the model.
         if mirror is not None:

@@ -68,14 +68,23 @@ def with_parts(table: Layout, tree: Tree, tx: Any, kinds: Envelope) -> Layout:
 def _trained(table: Layout, head: KeyPath) -> Iterator[list[Row]]:
     """What an optimizer may have been given: the params, as most are; what it keeps something for; or all."""
     # Only the model's own leaves can have been given to it.
-    weights = [row for row in table.rows if row.path[:1] == (WEIGHTS,) and row.body == 1]
+    weights: list[Row] = []
+    mirrored: set[str] = set()
+    for row in table.rows:
+        if row.path[:1] == (WEIGHTS,) and row.body == 1:
+            weights.append(row)
+        if row.mirrors:
+            mirrored.add(row.mirrors)
     yield list(filter(_is_param, weights))
     # Some params may be frozen, or statistics trained: the moments tell.
-    mirrored = {row.mirrors for row in table.rows if row.mirrors}
     if mirrored:
         yield [row for row in weights if "/".join(row.path) in mirrored]
     # tx.init(variables) was given the statistics too.
-    yield [row for row in weights if row.key[: len(head)] == head and not row.leaf.is_key]
+    given: list[Row] = []
+    for row in weights:
+        if row.key[: len(head)] == head and not row.leaf.is_key:
+            given.append(row)
+    yield given
 
 
 def _is_param(row: Row) -> bool:
@@ -106,10 +115,16 @@ def _made(table: Layout, tx: Any, kinds: Envelope, trained: Sequence[Row], head:
     home = kinds.optimizer or ()
     state: OptimizerTable = spec.state(table.name, home, body)
     # What was read off of the state gives way to what the transformation says of it.
-    rows = [row for row in table.rows if not row.optimizer]
+    rows: list[Row] = []
+    for row in table.rows:
+        if not row.optimizer:
+            rows.append(row)
     for row in state.rows:
         rows.append(_below(row, home))
-    nodes = [node for node in table.nodes if node.key[: len(home)] != home]
+    nodes: list[Node] = []
+    for node in table.nodes:
+        if node.key[: len(home)] != home:
+            nodes.append(node)
     for node in _nodes(table, state, kinds):
         nodes.append(dataclasses.replace(node, key=(*home, *node.key)))
     parts: list[Part] = []
@@ -125,7 +140,10 @@ def _framework(table: Layout, trained: Sequence[Row]) -> tuple[Dicts, Any]:
     """What the leaves of a model are, and what is trained of those that are given: all."""
     if table.container == "nnx":
         return Variables(), ...
-    collections = {row.kind for row in trained if row.kind is not None}
+    collections: set[Any] = set()
+    for row in trained:
+        if row.kind is not None:
+            collections.add(row.kind)
     # A dict of params alone names no collection: it may be of any framework.
     return (Dicts(), sorted(collections)) if collections else (Untold(), None)
 
