@@ -312,6 +312,35 @@ def test_a_checkpoint_is_converted_either_way(tmp_path: Path) -> None:
     refused(lambda: convert(tmp_path / "flax", tmp_path / "no", ALONE), "becomes of the parts")
 
 
+class Counted(Torch):
+    """The same biases with a count beside them."""
+
+    step: Int32[Array, ""]
+
+
+def test_a_conversion_tells_a_sum_without_a_word_and_a_leaf_without_a_value_at_once(
+    tmp_path: Path,
+) -> None:
+    cs.orbax.save(tmp_path / "torch", jax.tree.map(jnp.asarray, TREE))
+    cs.orbax.convert(
+        tmp_path / "torch", tmp_path / "flax", ALONE
+    )  # which keeps bi beside the state
+    lens = cs.derive(Counted, Flax, rules=[SUM, cs.private("step", cs.own)])
+    refused(
+        lambda: cs.orbax.convert(tmp_path / "flax", tmp_path / "no", lens),
+        "2 faults",
+        "step     expected a value for int32[]",
+        "bias_hh  expected a rule that says what becomes of the parts",
+    )
+
+
+def test_a_part_that_is_not_there_is_told_once() -> None:
+    """What places it is what its sum wants too."""
+    refused(
+        lambda: ALONE.put({"bias": np.float32([3, 4])}), "1 fault", "bias_ih  expected a source"
+    )
+
+
 class Dotted(cs.Schema, joined="."):
     """An LSTM's biases in a file of torch."""
 

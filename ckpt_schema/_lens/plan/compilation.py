@@ -74,8 +74,8 @@ def compile_plan(
     places.add_restart(wanted)
     places.add_copies()
     faults = places.faults
-    if not faults and not abstract:
-        faults += sources.untold
+    if not abstract:
+        faults += refusals.all_untold(sources.untold, places.known)
     if faults:
         header = "{1} cannot be filled from {0}".format(*called(source, view))
         raise ConformanceError(header, with_mirrors(view, faults))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import leaves, paths
@@ -19,7 +20,7 @@ from ckpt_schema._lens.fold_rules import Scaling
 from ckpt_schema._lens.plan.tasks import Application, Sizes
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["FoldedLeaves", "Unfolded", "scale_dims", "with_scales"]
+__all__ = ["FoldedLeaves", "Unfolded", "UntoldWhole", "scale_dims", "with_scales"]
 
 
 def with_scales(sides: Joined, sizes: Sizes) -> dict[str, int]:
@@ -77,6 +78,20 @@ def _names(row: Row) -> list[str | None]:
     return names
 
 
+class UntoldWhole(NamedTuple):
+    """A whole that nothing tells the parts of.
+
+    Attributes:
+        where: The key path of the first part that is made of it.
+        cure: What to do.
+        lacking: The slots of the parts that are not there, for which the result may have no place either.
+    """
+
+    where: str
+    cure: str
+    lacking: tuple[Slot, ...]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unfolded:
     """What is done, and with which leaves, where none stands for others any more.
@@ -86,14 +101,14 @@ class Unfolded:
         inputs: The slots of what is read of the tree.
         kept: The slots of what is read of the tree that results go onto, after these.
         results: The slots of what is made.
-        untold: The key paths of wholes that nothing tells the parts of, with what to do.
+        untold: The wholes that nothing tells the parts of.
     """
 
     task: AnyTask
     inputs: tuple[Slot, ...]
     kept: tuple[Slot, ...]
     results: tuple[Slot, ...]
-    untold: tuple[tuple[str, str], ...] = ()
+    untold: tuple[UntoldWhole, ...] = ()
 
 
 class FoldedLeaves:
@@ -188,7 +203,7 @@ class FoldedLeaves:
             before.append(self._gathered(1 - read, slot, inputs))
         results: list[Slot] = []
         after: list[TakenApart] = []
-        untold: list[tuple[str, str]] = []
+        untold: list[UntoldWhole] = []
         for slot in made.results:
             fold = self.of(1 - read, slot)
             first = len(results)
@@ -199,16 +214,18 @@ class FoldedLeaves:
             # One number does not tell the parts of a sum: those that onto has say how it is shared.
             parts = self.parts(1 - read, slot)
             own: list[int | None] = []
+            lacking: list[Slot] = []
             for part in parts:
                 if there(part):
                     own.append(len(inputs))
                     inputs.append(part)
                 else:
                     own.append(None)
+                    lacking.append(part)
             apart = self._taken_apart(fold, parts, first, tuple(own), 1 - read)
             # Without all parts there is no whole to hold the result against.
-            if apart.cure and None in own:
-                untold.append((apart.where, apart.cure))
+            if apart.cure and lacking:
+                untold.append(UntoldWhole(apart.where, apart.cure, tuple(lacking)))
             after.append(apart)
             results += parts[: fold.kind.made]
         kinds = (*self._kinds(read, inputs[:count]), *self._kinds(1 - read, inputs[count:]))

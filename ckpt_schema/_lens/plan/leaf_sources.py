@@ -18,7 +18,7 @@ from ckpt_schema._lens.codecs import is_undone
 from ckpt_schema._lens.derive.joins import Join
 from ckpt_schema._lens.derive.middle import Joined
 from ckpt_schema._lens.plan import refusals
-from ckpt_schema._lens.plan.folded_leaves import FoldedLeaves, Unfolded
+from ckpt_schema._lens.plan.folded_leaves import FoldedLeaves, Unfolded, UntoldWhole
 from ckpt_schema._lens.plan.labels import Carried
 from ckpt_schema._lens.plan.matched_trees import MatchedTrees
 from ckpt_schema._lens.plan.plan import Job, Same
@@ -41,7 +41,7 @@ class LeafSources:
         carried: What is done to which leaves, for the names of their axes.
         alone: What leaves hold by default that have no partner, others of their row having one.
         filled: What those hold that are padding.
-        untold: What stands for several, of which nothing tells the parts.
+        untold: The wholes that nothing tells the parts of.
     """
 
     places: dict[Slot, int] = dataclasses.field(default_factory=dict[Slot, int])
@@ -55,7 +55,7 @@ class LeafSources:
     filled: dict[Slot, leaves.Default] = dataclasses.field(
         default_factory=dict[Slot, leaves.Default]
     )
-    untold: list[Mismatch] = dataclasses.field(default_factory=list[Mismatch])
+    untold: list[UntoldWhole] = dataclasses.field(default_factory=list[UntoldWhole])
 
     def fill(self, slot: Slot, place: int, key: KeyPath, row: Row) -> None:
         """Says where a slot comes from.
@@ -232,7 +232,7 @@ class _Gathering:
         for slot in unfolded.kept:
             inputs.append(self._trees.kept_place(slot))
             names.append(paths.format_path(paths.fill(self._rows[1][slot[0]].key, slot[1])))
-        self.sources.untold += refusals.all_untold(unfolded.untold)
+        self.sources.untold += unfolded.untold
         # Rules speak of the model on one side, whichever way a lens goes.
         slots = unfolded.inputs if self._is_put else unfolded.results
         rows = self._rows[0 if self._is_put else 1]

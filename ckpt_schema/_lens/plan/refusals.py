@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts import paths
@@ -12,6 +12,7 @@ from ckpt_schema._layouts.sizes import Size
 from ckpt_schema._layouts.table import Layout, Row, Slot
 from ckpt_schema._lens.arrays.fold_tasks import untold_parts
 from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._lens.plan.folded_leaves import UntoldWhole
 from ckpt_schema._trees.conformance import Match
 from ckpt_schema.errors import Mismatch
 
@@ -137,6 +138,15 @@ def homeless(row: Row, slot: Slot, abstract: bool) -> Mismatch:
     )
 
 
-def all_untold(wholes: Sequence[tuple[str, str]]) -> list[Mismatch]:
-    """Leaves that stand for several where nothing tells the parts, with what to do of each."""
-    return [untold_parts(where, cure) for where, cure in wholes]
+def all_untold(wholes: Sequence[UntoldWhole], known: Collection[Slot]) -> list[Mismatch]:
+    """Leaves that stand for several where nothing tells the parts, with what to do of each.
+
+    Args:
+        wholes: These leaves.
+        known: The slots of the result that have a place. Of a part without one its own fault tells.
+    """
+    faults: list[Mismatch] = []
+    for whole in wholes:
+        if all(slot in known for slot in whole.lacking):
+            faults.append(untold_parts(whole.where, whole.cure))
+    return faults
