@@ -10,6 +10,7 @@ import argparse
 import functools
 import math
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Nobody has the exception, so what is to be pasted is printed whole.
         told = error.header, error.mismatches, error.notes
         put(format_faults(*told, counts=error.counts, at_length=True), file=sys.stderr)
+        return CANNOT
+    except ImportError as error:  # what reads gs:// or s3:// is a package of its own, and may lack
+        print(f"ckpt-schema: {error}", file=sys.stderr)
         return CANNOT
 
 
@@ -236,6 +240,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_MOST_DEVICES = 2**17
+"""XLA makes no more of a CPU in a time that anybody would wait for, and takes no number of more than 32 bits."""
+
+
 def _mesh(text: str) -> tuple[tuple[str, int], ...]:
     """The axes of a mesh, by name: ``(("data", 8), ("model", 16))``."""
     parts = text.split(",") if "=" in text else text.split("x")
@@ -247,6 +255,9 @@ def _mesh(text: str) -> tuple[tuple[str, int], ...]:
         if not is_named or not (size.isascii() and size.isdecimal() and int(size)):
             raise argparse.ArgumentTypeError(f"expected 8x16 or data=8,model=16, found {text!r}")
         axes.append((name or f"axis_{number}", int(size)))
+    count = math.prod(size for _, size in axes)
+    if count > _MOST_DEVICES:
+        raise argparse.ArgumentTypeError(f"expected {_MOST_DEVICES} devices at most, found {count}")
     return tuple(axes)
 
 
@@ -294,7 +305,7 @@ class _Axes(argparse.Action):
         """Adds one."""
         node, equals, axis = str(values).rpartition("=")
         # An axis may be counted from the end: -1.
-        if not equals or not axis.lstrip("-").isdecimal():
+        if not equals or not re.fullmatch("-?[0-9]{1,9}", axis):
             parser.error(f"argument --scan: expected NODE=AXIS, such as layers=0, found {values!r}")
         # A new dict each time: the default is one object for all calls.
         setattr(namespace, self.dest, {**getattr(namespace, self.dest), node: int(axis)})

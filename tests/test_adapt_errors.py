@@ -181,3 +181,17 @@ def test_a_refused_adaptation_reads_each_tree_once(monkeypatch: pytest.MonkeyPat
     with pytest.raises(cs.DerivationError):
         cs.adapt(old, new)
     assert [tree is old for tree in read] == [True, False]
+
+
+@pytest.mark.parametrize("other", [{"a": 2}, {"a": 3}, 3], ids=str)
+def test_a_model_of_one_array_is_told_by_its_place(other: Any) -> None:
+    def state(shapes: Any) -> Any:
+        params: Any = jax.tree.map(jnp.zeros, shapes)
+        tree: Any = {"params": params, "opt_state": optax.adam(1.0).init(params)}
+        return tree
+
+    with pytest.raises(cs.DerivationError) as raised:
+        cs.adapt(state(2), state(other))
+    assert "params" in {fault.path for fault in raised.value.mismatches}
+    assert "private('', own)" not in str(raised.value)
+    assert cs.diff(state(2), state(other)).changes

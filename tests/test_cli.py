@@ -333,6 +333,36 @@ def test_what_a_module_raises_is_said_in_full(
     assert f"line 2 of {file}: lens = jnp.ones(3) + jnp.ones(4)" in told
 
 
+@pytest.mark.parametrize("axis", ["layers=--1", "layers=" + "9" * 5000, "layers=²"])
+def test_an_axis_that_is_no_number_is_wrong_usage(
+    axis: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["show", "none", "--scan", axis])
+    assert ended.value.code == 2
+    assert "expected NODE=AXIS" in capsys.readouterr().err
+
+
+def test_a_mesh_of_more_devices_than_there_can_be_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "none", "none", "--mesh", "1000000x1000000"])
+    assert ended.value.code == 2
+    assert "devices at most" in capsys.readouterr().err
+
+
+def test_a_package_that_lacks_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lacking(*_: Any, **__: Any) -> int:
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    monkeypatch.setattr("ckpt_schema._commands.answers.answer_show", lacking)
+    assert main(["show", "gs://bucket/run"]) == 3
+    assert "install gcsfs" in capsys.readouterr().err
+
+
 def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["show"], ["nothing"], ["show", "x", "--scan", "layers"]):
         with pytest.raises(SystemExit) as stop:
@@ -393,6 +423,33 @@ def test_diff_measures_values() -> None:
     assert cs.diff(a, a, values=True).values == ()
     with pytest.raises(cs.ConformanceError, match="give lens="):
         cs.diff(a, {"w": a["w"]}, values=True)
+    for other in (cs.infer(a), jax.eval_shape(lambda: a)):
+        with pytest.raises(cs.ConformanceError, match="a tree that has values"):
+            cs.diff(a, other, values=True)
+
+
+@pytest.mark.parametrize("output", ["", "/dev/null/a", "\0", "x" * 300], ids=range(4))
+@pytest.mark.parametrize("command", ["infer", "lock"])
+def test_a_file_that_cannot_be_written_is_told(
+    command: str, output: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, str(runs / "1000"), "-o", output]) == 3
+    assert "cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("at", ["layers_{i}", "params/layers_{i}"])
+def test_a_place_that_is_many_is_told(
+    at: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", str(runs / "1000"), "--at", at]) == 3
+    assert "expected a path of keys" in capsys.readouterr().err
+
+
+def test_names_that_no_file_has_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("x" * 300, "\0"):
+        assert main(["breaking", "fuzz.commands:state", "--against", name]) == 3
+        assert main(["show", name]) == 3
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_diff_measures_values_through_a_lens() -> None:

@@ -161,7 +161,16 @@ def test_a_key_of_a_type_of_ones_own_is_refused(key: Any) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    [["a", 1], ["a", {"key": {}}], ["a/b"], ["a", {"key": 1, "more": 2}], {"key": "a"}, ["a", ""]],
+    [
+        ["a", 1],
+        ["a", {"key": {}}],
+        ["a/b"],
+        ["a", {"key": 1, "more": 2}],
+        {"key": "a"},
+        ["a", ""],
+        "",
+        [],
+    ],
     ids=repr,
 )
 def test_keys_that_are_none_are_told(key: Any) -> None:

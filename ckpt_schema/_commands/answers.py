@@ -20,9 +20,11 @@ from ckpt_schema._breaking.verdicts import RuleName, Verdict
 from ckpt_schema._commands.device_layouts import shardings_of
 from ckpt_schema._commands.operands import (
     Operand,
+    is_there,
     made_mesh,
     read_locked,
     read_operand,
+    write_file,
     wrong_operand,
 )
 from ckpt_schema._diff.comparing import diff
@@ -125,12 +127,11 @@ def answer_infer(
     if output is None:
         print(text, end="")
         return OK
-    file = Path(output)
     # The text is for a person to go on with: what they have written is not written over.
-    if file.exists():
+    if is_there(output):
         hint = "name another file, or move it away"
         raise wrong_operand(output, "a file that is not there yet", "one that is", hint)
-    file.write_text(text)
+    write_file(output, text)
     return OK
 
 
@@ -148,8 +149,9 @@ def answer_lock(
     if output is None:
         print(text, end="")
         return OK
-    file = Path(output)
-    before = file.read_bytes() if file.exists() else None
+    if is_there(output) and not Path(output).is_file():
+        raise wrong_operand(output, "a file", "a folder, or a device")
+    before = Path(output).read_bytes() if is_there(output) else None
     # In CI: git has the file, and it has to be the layout that the code declares now.
     if check:
         return OK if before == text.encode() else DIFFERS
@@ -157,7 +159,7 @@ def answer_lock(
     if before is not None and kind_of_text(before.decode(errors="replace")) is not Layout:
         hint = "name another file, or move it away"
         raise wrong_operand(output, "no file yet, or one that lock wrote", "another file", hint)
-    file.write_text(text)
+    write_file(output, text)
     return OK
 
 

@@ -35,7 +35,16 @@ from ckpt_schema.errors import CkptSchemaError, DerivationError, Mismatch, Schem
 from ckpt_schema.orbax._metadata import DiskTree
 from ckpt_schema.orbax._whereabouts import all_meant
 
-__all__ = ["Operand", "from_text", "made_mesh", "read_locked", "read_operand", "wrong_operand"]
+__all__ = [
+    "Operand",
+    "from_text",
+    "is_there",
+    "made_mesh",
+    "read_locked",
+    "read_operand",
+    "write_file",
+    "wrong_operand",
+]
 
 _DEFAULTS = ("lens", "layout")
 """What is meant in a file of which no name is given, as `to_source` calls it."""
@@ -103,6 +112,26 @@ def wrong_operand(text: str, expected: str, found: str, hint: str = "") -> Schem
     return SchemaError(f"{text} cannot be used", [fault])
 
 
+def is_there(text: str) -> bool:
+    """Whether there is a file or a folder; not where the system takes no such name."""
+    try:
+        return Path(text).exists()
+    except OSError:  # too long a name
+        return False
+
+
+def write_file(output: str, text: str) -> None:
+    """Writes a file.
+
+    Raises:
+        SchemaError: It cannot be written.
+    """
+    try:
+        Path(output).write_text(text)
+    except (OSError, ValueError) as error:  # of a null byte, the latter
+        raise wrong_operand(output, "a file that can be written", _first_line(error)) from error
+
+
 def read_operand(
     text: str,
     item: str | None = None,
@@ -143,13 +172,13 @@ def read_operand(
 def _named(text: str, like: Sequence[Layout], mesh: Mesh | None) -> Operand | None:
     """What is in a file of Python or JSON, or has a name in a module; None for all other texts."""
     module, colon, name = text.rpartition(":")
-    if text.endswith(".py") and Path(text).exists():
+    if text.endswith(".py") and is_there(text):
         value = _in_module(text, _run(Path(text)), None)
         return Operand(text, _usable(text, value, mesh))
-    if text.endswith(".json") and Path(text).is_file():
+    if text.endswith(".json") and is_there(text) and Path(text).is_file():
         return Operand(text, from_text(text, Path(text).read_bytes(), like))
     # A colon may be in a path too: in that of a file that is there, or of a bucket, `gs://runs/4`.
-    is_name = colon and "/" not in name and not Path(text).exists()
+    is_name = colon and "/" not in name and not is_there(text)
     if is_name and module.endswith(".py"):
         value = _in_module(text, _run(Path(module)), name)
         return Operand(text, _usable(text, value, mesh))
@@ -210,14 +239,14 @@ def read_locked(text: str, file: str, like: Sequence[Layout]) -> Operand:
         CheckpointMismatchError: It looks like a path, and there is no checkpoint.
     """
     # The name of a commit has no colon, and no slash in front.
-    if Path(text).exists() or ":" in text or text.startswith("/"):
+    if is_there(text) or ":" in text or text.startswith("/"):
         return read_operand(text, like=like)
     # `./` is below the current directory, as the file's name is; a text like `--output=x` is no option.
     command = ["git", "show", "--end-of-options", f"{text}:./{file}"]
     expected = f"a file, a checkpoint, or a commit that has {file}"
     try:
         shown = subprocess.run(command, capture_output=True, check=False)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # of a null byte, the latter
         raise wrong_operand(text, expected, _first_line(error)) from error
     if shown.returncode:
         why = shown.stderr.decode(errors="replace").strip().splitlines()
@@ -252,7 +281,7 @@ def made_mesh(axes: Sequence[tuple[str, int]]) -> Generator[Mesh | None]:
 def _run(file: Path) -> Any:
     """The module in a file."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    if not file.exists() or spec is None or spec.loader is None:
+    if not is_there(str(file)) or spec is None or spec.loader is None:
         raise wrong_operand(str(file), "a file of Python", "none")
     module = importlib.util.module_from_spec(spec)
     try:

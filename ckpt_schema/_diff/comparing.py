@@ -18,7 +18,7 @@ from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import LogicalPath, NaturalOrder, format_path
 from ckpt_schema._layouts.precision import may_be_one
-from ckpt_schema._layouts.table import Repeat, Row
+from ckpt_schema._layouts.table import Layout, Repeat, Row
 from ckpt_schema._lens.adapt.adaptation import adapt_trees
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.read_sides import ReadSide, ReadSides, is_path, made_abstract, name_of
@@ -91,7 +91,8 @@ def diff(
     )
     if not values:
         return found
-    return dataclasses.replace(found, values=tuple(_values(_read(a), _read(b), lens)))
+    before, after = _read(a, names[0]), _read(b, names[1])
+    return dataclasses.replace(found, values=tuple(_values(before, after, lens)))
 
 
 class _Sides:
@@ -376,11 +377,22 @@ def _spec(sharding: Any) -> str:
     return f"{spec or 'whole'} on {devices} {'device' if devices == 1 else 'devices'}"
 
 
-def _read(given: Any) -> Any:
-    """The tree of one side, with values."""
+def _read(given: Any, name: str) -> Any:
+    """The tree of one side, with values.
+
+    Raises:
+        ConformanceError: It has none: it is declared, or abstract.
+    """
     if is_path(given):
         return load(given)
-    return made_abstract(given)
+    made = made_abstract(given)
+    leaf = next(iter(_by_bare_key(made).values()), None)
+    if isinstance(leaf, (Layout, type, jax.ShapeDtypeStruct)):
+        found = "an abstract tree" if isinstance(leaf, jax.ShapeDtypeStruct) else "a layout"
+        hint = "leave values out, or give a checkpoint or a tree of arrays"
+        fault = Mismatch(name, "argument", "a tree that has values", found, hint)
+        raise ConformanceError("values cannot be compared", [fault])
+    return made
 
 
 def _values(a: Any, b: Any, lens: Lens | None) -> Iterator[ValueDifference]:

@@ -339,7 +339,7 @@ class LayoutReader:
 
 
 def _state(told: JsonObject) -> tuple[LogicalPath, Pattern]:
-    found = told.parsed("path", parse_path, ()), _keys(told)
+    found = told.parsed("path", parse_path, ()), _keys_or_root(told)
     told.close()
     return found
 
@@ -394,7 +394,15 @@ def _verify_row(told: JsonObject, row: Row) -> None:
 
 
 def _keys(told: JsonObject) -> Pattern:
-    """The keys of what a text tells."""
+    """The keys of what a text tells, and that is not the root."""
+    known = len(told.faults)
+    keys = _keys_or_root(told)
+    if not keys and len(told.faults) == known:
+        told.say("key", "one key or more", told.value("key"))
+    return keys
+
+
+def _keys_or_root(told: JsonObject) -> Pattern:
     if not told.has("key"):
         told.text("key")  # which notes that it is lacking
         return ()

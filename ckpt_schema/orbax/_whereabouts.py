@@ -14,13 +14,13 @@ from etils import epath
 
 from ckpt_schema._frameworks.variables import state_of
 from ckpt_schema._layouts import paths
-from ckpt_schema._layouts.paths import KeyPath
+from ckpt_schema._layouts.paths import Key, KeyPath
 from ckpt_schema._layouts.pytrees import children
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.read_sides import made_abstract, name_of
 from ckpt_schema._trees.containers import flatten
 from ckpt_schema._trees.slots import SlotFinder
-from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
+from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch, SchemaError
 from ckpt_schema.orbax._folders import SeveralItemsError, pytrees_of
 from ckpt_schema.orbax._metadata import AUX, DiskTree, planted, read_arrays, read_metadata
 from ckpt_schema.orbax._places import absolute
@@ -200,8 +200,19 @@ def _alone(disk: DiskTree, lens: Lens, aux: str | None) -> DiskTree:
 
 
 def keys_named(at: str) -> KeyPath:
-    """The keys that a path names."""
-    return tuple(key for key in paths.parse_pattern(at) if not isinstance(key, paths.Index))
+    """The keys that a path names.
+
+    Raises:
+        SchemaError: It has the number of a list in it, and names many places.
+    """
+    keys: list[Key] = []
+    for key in paths.parse_pattern(at):
+        if isinstance(key, paths.Index):
+            hint = "say which one; a brace that is part of a key is written twice, {{"
+            fault = Mismatch(at, "argument", "a path of keys", "one for each of a list", hint)
+            raise SchemaError(f"{at!r} is no one place", [fault])
+        keys.append(key)
+    return tuple(keys)
 
 
 def tree_below(tree: Any, *, item: object, at: str | None, items: object) -> Any:

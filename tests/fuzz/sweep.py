@@ -18,7 +18,7 @@ from pathlib import Path
 if __name__ in ("__main__", "__mp_main__"):
     sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from fuzz import declarations, rules, targets, texts, trees
+from fuzz import commands, declarations, rules, targets, texts, trees
 from fuzz.attempts import SECONDS, Attempt, Outcome, ended
 
 KINDS: dict[str, Attempt] = {
@@ -27,6 +27,7 @@ KINDS: dict[str, Attempt] = {
     "rules": rules.attempt,
     "targets": targets.attempt,
     "texts": texts.attempt,
+    "commands": commands.attempt,
 }
 CHUNK = 250
 

@@ -59,7 +59,7 @@ def _streams(table: Layout, lost: set[str]) -> Mapping[LogicalPath, Row]:
     streams: dict[LogicalPath, Row] = {}
     for path, row in rows.items():
         # A leaf may be called key and be a weight: a stream has a count beside it.
-        is_stream = path[-1] == "key" and (*path[:-1], "count") in rows
+        is_stream = path[-1:] == ("key",) and (*path[:-1], "count") in rows
         if is_stream and (row.leaf.is_key or is_raw_key(row.leaf.dtype, row.leaf.dims)):
             streams[path[:-1]] = row
     return streams

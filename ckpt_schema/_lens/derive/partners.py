@@ -90,6 +90,8 @@ def partners(left: Sequence[Loose], right: Sequence[Loose], placed: Iterable[Pla
         right: Those of the view.
         placed: The rows that are joined, and the path of the source's in the view's words.
     """
+    # No rename speaks of a leaf that is a whole model, for it has no path there.
+    left, right = ([one for one in side if one.path] for side in (left, right))
     forms = _Forms((*left, *right))
     sides = forms.groups(left), forms.groups(right)
     # Structure proposes, and all that is known disposes: a pair is certain only after both.

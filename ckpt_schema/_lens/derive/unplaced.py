@@ -385,7 +385,7 @@ class _Side:
         if near:
             other = self.left.named[near[0]]
             return f"{told}; near is {paths.format_path(other.key)}, which is {other.stored}"
-        rule = Private(self.said[row.path], None)
+        rule = Private(self.said[row.path] or row.path, None)  # a whole model has no path there
         cure = f"declare it in {self.far.name} too, or leave it aside: {rule}"
         return f"{told}, and a weight is not made up: {cure}"
 
