@@ -10,6 +10,8 @@ release = ckpt_schema.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = f"ckpt_schema {release}"
+html_static_path = ["site"]
+html_css_files = ["site.css"]
 
 # The tutorial is a notebook, and runs anew for each site: what it shows is what this code printed.
 nb_execution_mode = "force"

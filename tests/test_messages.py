@@ -727,6 +727,14 @@ def test_a_message_has_forty_lines_at_most_and_counts_the_rest() -> None:
     assert len(error.notes) == 30
 
 
+def test_what_is_left_out_of_a_message_makes_no_column_wide() -> None:
+    faults = [cs.Mismatch(f"{a}{b}/w", "missing", "a", "b") for a in "abcdefgh" for b in "abcdefgh"]
+    long = cs.Mismatch("z" * 50, "missing", "a", "b")
+    lines = str(cs.ConformanceError("x", [*faults, long])).splitlines()
+    assert "zzz" not in "".join(lines)
+    assert lines[1] == "  aa/w  expected a, found b"
+
+
 def test_rules_are_printed_as_code_to_paste() -> None:
     found = [
         Mismatch("a", "unplaced", "x", "y", rules=(cs.rename("a", "b"),)),

@@ -308,17 +308,20 @@ def format_faults(
 
 def _shown(patterns: Sequence[_Pattern], most: int, where: str) -> list[str]:
     """As many patterns as ``most`` lines hold, and how many are left out, and where these are."""
-    width = min(max(len(pattern.path()) for pattern in patterns[:most]), _WIDEST)
-    lines: list[str] = []
+    told = used = 0
     for number, pattern in enumerate(patterns):
-        more = pattern.lines(width)
+        more = len(pattern.lines(0))
         last = number == len(patterns) - 1
-        if lines and len(lines) + len(more) > most - (not last):
-            rest = patterns[number:]
-            leaves = counted(sum(len(one.numbers) for one in rest), "leaf", "leaves")
-            lines.append(f"  ... and {counted(len(rest), 'more pattern')} ({leaves}){where}")
+        if told and used + more > most - (not last):
             break
-        lines += more
+        told, used = told + 1, used + more
+    # What is left out makes no column wide.
+    width = min(max(len(pattern.path()) for pattern in patterns[:told]), _WIDEST)
+    lines = [line for pattern in patterns[:told] for line in pattern.lines(width)]
+    rest = patterns[told:]
+    if rest:
+        leaves = counted(sum(len(one.numbers) for one in rest), "leaf", "leaves")
+        lines.append(f"  ... and {counted(len(rest), 'more pattern')} ({leaves}){where}")
     return lines
 
 
