@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -395,3 +396,55 @@ def test_a_step_that_takes_the_state_does_not_change_what_is_being_saved(tmp_pat
     for step in range(3):
         found = cs.orbax.restore(tmp_path / str(step), abstract(state), lens)
         assert (np.asarray(found["w"]) == 3**step).all()
+
+
+# --- the diffs of the page: what is left and added, run as it stands there  ---
+
+PAGE = Path(cs.__file__).parents[1] / "docs" / "on-disk.md"
+DIFFS = re.findall(r"(?ms)^With (`[^\n]*?):\n\n```diff\n(.*?)^```$", PAGE.read_text())
+
+
+def after(diff: str, old: str = "", new: str = "") -> str:
+    """The code that a diff makes, of another call of the same form where one is named."""
+    lines = [line[2:] for line in diff.splitlines() if not line.startswith("-")]
+    return "\n".join(lines).replace(old, new) if old else "\n".join(lines)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_the_diffs_of_the_page_run(tmp_path: Path, is_async: bool) -> None:
+    (in_manager, manager), (in_v0, checkpointer), (in_v1, training) = DIFFS
+    assert "CheckpointManager" in in_manager and "AsyncCheckpointer" in in_v0
+    assert "training.Checkpointer" in in_v1
+    data = Batches()
+    data.number = 7
+    names: dict[str, Any] = {"cs": cs, "lens": SMALL, "step": 3, "state": new()}
+    options = v0.CheckpointManagerOptions(enable_async_checkpointing=is_async)
+    with v0.CheckpointManager(tmp_path / "manager", options=options) as made:
+        found = {**names, "ocp": v0, "manager": made, "data": {"next": 7}}
+        save, _, load = after(manager).partition("\n\n")
+        exec(save, found)
+        made.wait_until_finished()
+        exec(load, found)
+    same(found["state"], new())
+    assert found["found"]["data"] == {"next": 7}
+
+    handler = v0.CompositeCheckpointHandler()
+    kind = v0.AsyncCheckpointer if is_async else v0.Checkpointer
+    with kind(handler) as made:
+        found = {**names, "ocp": v0, "checkpointer": made, "data": {"next": 7}}
+        found["path"] = tmp_path / "v0"
+        exec(after(checkpointer), found)
+        if isinstance(made, v0.AsyncCheckpointer):
+            made.wait_until_finished()
+        exec(load.replace("manager.restore(step", "checkpointer.restore(path"), found)
+    same(found["state"], new())
+
+    with v1.training.Checkpointer(tmp_path / "v1") as made:
+        found = {**names, "ocp": v1, "checkpointer": made, "iterator": data}
+        save, _, load = after(training, *(() if is_async else ("_async", ""))).partition("\n\n")
+        exec(save, found)
+        made.wait()
+        found["iterator"] = Batches()
+        exec(load, found)
+    same(found["state"], new())
+    assert found["iterator"].number == 7
