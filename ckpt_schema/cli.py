@@ -193,7 +193,9 @@ def _parser() -> argparse.ArgumentParser:
         "--verify", action="store_true", help="read all of both again, and compare bit for bit"
     )
     convert.add_argument(
-        "--dry-run", action="store_true", help="print what would be done, and write nothing"
+        "--dry-run",
+        action="store_true",
+        help="print what would be done and how long it takes, and leave nothing written",
     )
     hub = add("hf", "make a checkpoint of a folder of Hugging Face, or a folder of one", json=False)
     # Some of its words do not go together, which argparse cannot say.

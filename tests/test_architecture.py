@@ -281,6 +281,7 @@ ORDER = """
     orbax._chunks
     orbax._save
     orbax._route
+    orbax._conversion
     orbax._rewriting
     orbax._convert
     orbax

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,6 +259,52 @@ def test_where_no_file_has_two_names_it_is_copied(
     ocp.save(tmp_path / "old", apart())
     cs.orbax.convert(tmp_path / "old", tmp_path / "new", FUSED, verify=True)
     same(cs.orbax.restore(tmp_path / "new", FUSED.get(apart()), FUSED), FUSED.get(apart()))
+
+
+# --- how long it will take  ---
+
+
+def test_a_plan_tells_how_long_it_takes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    listed = {f"layers_{i}": {"w": rng.random((1024, 1024), "float32")} for i in range(8)}
+    run, new = tmp_path / "run", tmp_path / "new"
+    for step in ("1", "2"):
+        in_v1(run / step, {"net": listed})
+    stacked = {"net": {"layers": {"w": np.zeros((8, 1024, 1024), "float32")}}}
+    before = files(tmp_path)
+    untimed = cs.orbax.convert(run, new, stacked, dry_run=True)
+    assert untimed.seconds is untimed.sample is None
+    start = time.perf_counter()
+    plan = cs.orbax.convert(run, new, stacked, dry_run=True, timed=True)
+    taken = time.perf_counter() - start
+    assert plan.sample is not None and plan.sample.bytes == 2**25
+    assert 0 < plan.sample.seconds < taken
+    assert plan.seconds == pytest.approx(2 * plan.sample.seconds)
+    alone = cs.orbax.convert(run / "1", new / "deep" / "1", stacked, dry_run=True, timed=True)
+    assert alone.sample is not None
+    assert alone.seconds == pytest.approx(alone.sample.seconds)
+    assert files(tmp_path) == before
+    assert dataclasses.replace(plan, sample=None) == untimed
+    assert cs.orbax.convert(run, new, stacked) == untimed
+
+
+def test_what_is_only_renamed_has_no_sample(tmp_path: Path) -> None:
+    in_v1(tmp_path / "old", {name: np.ones((4, 4), "float32") for name in "ab"})
+    plan = cs.orbax.convert(tmp_path / "old", tmp_path / "new", RENAMED, dry_run=True, timed=True)
+    assert (plan.seconds, plan.written) == (None, 0)
+
+
+def test_a_place_that_takes_nothing_has_no_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_v1(tmp_path / "old", apart())
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(_rewriting, "saved", refused)
+    plan = cs.orbax.convert(tmp_path / "old", tmp_path / "new", FUSED, dry_run=True, timed=True)
+    assert plan.sample is None and plan.edited
 
 
 # --- what is beside the state  ---

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,9 +45,9 @@ from ckpt_schema._trees.abstract_states import abstract
 from ckpt_schema._trees.conformance import check
 from ckpt_schema.errors import Mismatch
 from ckpt_schema.orbax._adapt import adapt
+from ckpt_schema.orbax._conversion import Conversion
 from ckpt_schema.orbax._convert import convert
 from ckpt_schema.orbax._cost import dry_run
-from ckpt_schema.orbax._rewriting import Conversion
 
 __all__ = [
     "answer_breaking",
@@ -311,7 +312,7 @@ def answer_convert(
     version = None if to is None else read_operand(to).value
     run = functools.partial(convert, given, new, operand.value, item=item, at=at, to=version)
     # All faults are told before a byte is written.
-    planned = run(dry_run=True)
+    planned = run(dry_run=True, timed=True)
     done = planned
     if not dry_run:
         put(_plan(planned), file=sys.stderr)
@@ -335,6 +336,8 @@ def _plan(planned: Conversion) -> str:
     for versions, names in ways.items():
         lines.append(f"  {', '.join(filter(None, names)) or 'it'} is of {' -> '.join(versions)}")
     # By what paths are without their numbers: `layers_#/kernel`.
+    if planned.seconds is not None:
+        lines.append(f"  about {math.ceil(planned.seconds):,} s, at {planned.sample}")
     alike: dict[str, list[str]] = {}
     for path in planned.rewritten:
         alike.setdefault(re.sub(r"\d+", "#", path), []).append(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ckpt_schema.orbax._conversion import Conversion as Conversion
 from ckpt_schema.orbax._convert import convert as convert
 from ckpt_schema.orbax._cost import RestoreCost as RestoreCost
 from ckpt_schema.orbax._cost import dry_run as dry_run
@@ -12,7 +13,6 @@ from ckpt_schema.orbax._managed import state_of as state_of
 from ckpt_schema.orbax._private_leaves import load_private as load_private
 from ckpt_schema.orbax._restore import RestoreTimes as RestoreTimes
 from ckpt_schema.orbax._restore import restore as restore
-from ckpt_schema.orbax._rewriting import Conversion as Conversion
 from ckpt_schema.orbax._save import save as save
 from ckpt_schema.orbax._versions import lens_between as lens_between
 

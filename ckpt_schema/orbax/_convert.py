@@ -23,9 +23,10 @@ from ckpt_schema._safetensors.weights import is_of_weights
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch
 from ckpt_schema.orbax._adapt import Words, spare_words
 from ckpt_schema.orbax._collector import old_objects_aside
+from ckpt_schema.orbax._conversion import Conversion, TimedLeaf
 from ckpt_schema.orbax._folders import is_checkpoint, refusal, steps_of
 from ckpt_schema.orbax._places import Site, absolute, is_remote, verify_free, verify_writable
-from ckpt_schema.orbax._rewriting import Conversion, Rewriting
+from ckpt_schema.orbax._rewriting import Rewriting
 from ckpt_schema.orbax._route import Whereabouts, route_through, route_to
 from ckpt_schema.orbax._sides import Side, verify_arguments, verify_names
 from ckpt_schema.orbax._versions import newest, reading, version_of
@@ -53,6 +54,7 @@ def convert(
     aux: str | None = "nnx_aux",
     verify: bool = False,
     dry_run: bool = False,
+    timed: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Makes a checkpoint of one side of a lens into one of the other side, on disk.
@@ -93,6 +95,9 @@ def convert(
             out, and with them what the new layout has no place for.
         verify: Whether all is read again, of both checkpoints, and compared bit for bit.
         dry_run: Whether nothing is written: what is returned is then a plan, and reads metadata only.
+        timed: Whether the plan tells how long it will take: one leaf is then read, made, and written
+            beside the new place, where it is removed again. It is the one whose size is nearest to
+            32 MiB.
         progress: Called with the bytes that are written and those that are to be, of what is edited
             or made, each time that some are.
 
@@ -134,13 +139,16 @@ def convert(
     steps = steps_of(source)
     # The directory of a run holds checkpoints and is none itself.
     if steps:
-        return _convert_run(source, place, steps, order, verify, dry_run, progress)
+        how = _How(verify, dry_run, timed, progress)
+        return _convert_run(source, place, steps, order, how)
     verify_free(place)
     work = order.planned(source)
     # Known from metadata already, so that a dry run returns what the conversion would.
     done = work.outcome
     if not dry_run:
         _write(work, place, verify, _Meter(done.written, progress))
+    elif timed:
+        done = dataclasses.replace(done, sample=_sample([work], place))
     return done
 
 
@@ -209,6 +217,16 @@ def _version_made(given: Any, to: Any, disk_side: Side | None) -> Layout | None:
     return None
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _How:
+    """What `convert` is told beside what is to be converted; see there."""
+
+    verify: bool
+    dry_run: bool
+    timed: bool
+    progress: Callable[[int, int], None] | None
+
+
 class _Meter:
     """Tells how much of what is to be written is."""
 
@@ -227,9 +245,7 @@ def _convert_run(
     place: epath.Path,
     steps: Sequence[str],
     order: _Order,
-    verify: bool,
-    dry_run: bool,
-    progress: Callable[[int, int], None] | None,
+    how: _How,
 ) -> Conversion:
     """Converts each checkpoint of a run that is not there yet."""
     # A directory that has some of the steps is that of a conversion which was stopped, and goes on.
@@ -246,18 +262,40 @@ def _convert_run(
     done = Conversion.of_steps(outcomes, len(steps) - len(missing))
     text = "%s: of %s, %s are converted already"
     _LOGGER.info(text, place, counted(len(steps), "checkpoint"), len(steps) - len(missing))
-    if dry_run:
-        return done
+    if how.dry_run:
+        sample = _sample([*works.values()], place / "0") if how.timed else None
+        return dataclasses.replace(done, sample=sample)
     # One meter for all steps: progress goes from nothing to the end once.
-    meter = _Meter(done.written, progress)
+    meter = _Meter(done.written, how.progress)
     for step, work in works.items():
-        _write(work, place / step, verify, meter)
+        _write(work, place / step, how.verify, meter)
     # The file by which a manager knows the directory for its own; it may have its own already.
     root, own = source / ROOT_FILE, place / ROOT_FILE
     if root.exists() and not own.exists():
         own.parent.mkdir(parents=True, exist_ok=True)
         root.copy(own)
     return done
+
+
+def _sample(works: Sequence[Rewriting], place: epath.Path) -> TimedLeaf | None:
+    """How fast the first of several conversions goes that makes anything, tried beside its place.
+
+    None where none does, or where nothing can be written there, which the conversion will say.
+    """
+    above = place.parent
+    while not above.exists():
+        above = above.parent
+    site = Site.beside(above / place.name)
+    try:
+        for number, work in enumerate(works):
+            sample = work.sample(Path(site.own) / str(number))
+            if sample is not None:
+                return sample
+    except OSError as error:
+        _LOGGER.info("how long it takes is not known: %s", error)
+    finally:
+        site.sweep()
+    return None
 
 
 def _write(work: Rewriting, place: epath.Path, verify: bool, meter: _Meter) -> None:

@@ -7,6 +7,7 @@ import gc
 import itertools
 import json
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from ckpt_schema._layouts.pytrees import children
 from ckpt_schema._lens.arrays.checks import narrowed
 from ckpt_schema._lens.arrays.comparison import difference
 from ckpt_schema._lens.plan.pieces import Piece
-from ckpt_schema._messages.text import counted
 from ckpt_schema._trees.containers import Tree, flatten
 from ckpt_schema.errors import (
     CheckpointExistsError,
@@ -30,6 +30,7 @@ from ckpt_schema.errors import (
     ConformanceError,
     Mismatch,
 )
+from ckpt_schema.orbax._conversion import SUMMED, Conversion, TimedLeaf
 from ckpt_schema.orbax._items import STATE
 from ckpt_schema.orbax._load import on_host, ordered
 from ckpt_schema.orbax._metadata import SKIP, DiskTree, planted, read_arrays, read_metadata
@@ -47,64 +48,13 @@ from ckpt_schema.orbax._records import RECORD
 from ckpt_schema.orbax._route import Route, Whereabouts, dotted
 from ckpt_schema.orbax._whereabouts import spread_over
 
-__all__ = ["Conversion", "Rewriting"]
+__all__ = ["Rewriting"]
 
 # Bytes that are held without a thought: trees of small leaves are not read one by one.
 _SMALL = 2**26
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Conversion:
-    """What a conversion on disk has done.
-
-    Attributes:
-        moved: How many leaves of the new checkpoint are arrays of the old one, of which none was read.
-        edited: How many are made of those.
-        made: How many are made of nothing, by their defaults.
-        linked: The bytes of the arrays that moved, in memory.
-        written: The bytes of those that were edited or made.
-        rewritten: The key paths of those, in the new checkpoint.
-        versions: Of a registry, the versions that it was led through, the one on disk first.
-        steps: Of a directory of checkpoints, what was done with each.
-        already: How many of its checkpoints were there already, and stay as they are.
-    """
-
-    moved: int
-    edited: int
-    made: int
-    linked: int
-    written: int
-    rewritten: Sequence[str] = ()
-    versions: Sequence[str] = ()
-    steps: Mapping[str, Conversion] = dataclasses.field(default_factory=dict[str, "Conversion"])
-    already: int = 0
-
-    @classmethod
-    def of_steps(cls, steps: Mapping[str, Conversion], already: int) -> Conversion:
-        """Those of several checkpoints as one."""
-        sums = dict.fromkeys(_NUMBERS, 0)
-        # The same leaf is rewritten in each step, and is named once: a dict keeps the order.
-        rewritten: dict[str, None] = {}
-        for step in steps.values():
-            for name in _NUMBERS:
-                sums[name] += getattr(step, name)
-            rewritten |= dict.fromkeys(step.rewritten)
-        return cls(**sums, rewritten=tuple(rewritten), steps=steps, already=already)
-
-    def __str__(self) -> str:
-        """It in one line."""
-        if self.already and not self.steps:
-            return f"nothing to do: {counted(self.already, 'checkpoint')} there already"
-        several = f"{counted(len(self.steps), 'checkpoint')}: " if self.steps else ""
-        there = f"; {counted(self.already, 'checkpoint')} there already" if self.already else ""
-        return (
-            f"{several}{counted(self.moved, 'leaf', 'leaves')} moved ({self.linked:,} bytes, none of them read), "
-            f"{self.edited} edited and {self.made} made ({self.written:,} bytes){there}"
-        )
-
-
-# The fields that are sums where several checkpoints are told of as one.
-_NUMBERS = ("moved", "edited", "made", "linked", "written")
+# Of the bytes of what is made to see how fast it goes: long enough to be measured, and soon done.
+_SAMPLE = 2**25
 
 
 class Rewriting:
@@ -200,7 +150,7 @@ class Rewriting:
         for piece in self.pieces:
             edited.update(piece.results)
         edited -= anew
-        numbers = dict.fromkeys(_NUMBERS, 0)
+        numbers = dict.fromkeys(SUMMED, 0)
         rewritten: list[str] = []
         for at, key, leaf in zip(pieces.places, result.keys, result.leaves, strict=True):
             kind = "made" if at in anew else "edited" if at in edited else "moved"
@@ -243,6 +193,33 @@ class Rewriting:
         if held:
             self._save(held, scrap)
             told(used)
+
+    def sample(self, scrap: Path) -> TimedLeaf | None:
+        """One of the leaves that are made, read and made and saved as all will be, and how long it took.
+
+        None where nothing is made of what is on disk.
+
+        Args:
+            scrap: A folder for what is written, which is no longer needed then.
+        """
+        sizes = self._sizes()
+        reading = [piece for piece in self.pieces if piece.inputs]
+        if not reading:
+            return None
+        made = [sum(sizes.get(at, 0) for at in piece.results) for piece in reading]
+        size, number = min(zip(made, range(len(made)), strict=True), key=_far_from_sample)
+        piece = reading[number]
+        start = time.perf_counter()
+        inputs = self._read([self.stored[at] for at in piece.inputs])
+        seconds = time.perf_counter() - start
+        jax.block_until_ready(piece.run(inputs))  # compiles, which is done once for many leaves
+        start = time.perf_counter()
+        values = piece.run(inputs)
+        jax.block_until_ready(values)
+        held = {str(at): _savable(value) for at, value in zip(piece.results, values, strict=True)}
+        saved(held, self.main, scrap)
+        seconds += time.perf_counter() - start
+        return TimedLeaf(size, seconds)
 
     def _sizes(self) -> dict[int, int]:
         """The bytes of what is read and of what is made, by position."""
@@ -456,6 +433,12 @@ class Rewriting:
 
     def _original(self, at: int) -> Stored:
         return self._stored(*self.route.sources[at])
+
+
+def _far_from_sample(piece: tuple[int, int]) -> tuple[float, int]:
+    """How much larger or smaller a piece is than a sample should be, and its number."""
+    size, number = piece
+    return abs(math.log(max(size, 1) / _SAMPLE)), number
 
 
 _BESIDE = (COMMIT_FILE, "orbax.checkpoint", "descriptor")
