@@ -481,6 +481,23 @@ LENSES: dict[str, tuple[Callable[[], cs.Lens], str]] = {
 }
 
 
+def test_a_transformation_may_be_named_in_a_module_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_training.py").write_text("import optax\n\ntx = optax.adamw(1e-3)\n")
+    text = cs.to_source(derived(), tx="own_training.tx")
+    assert "import own_training\n" in text and "tx = own_training.tx\n" in text
+    module = types.ModuleType("written")
+    exec(compile(text, "written.py", "exec"), vars(module))
+    assert sorted(str(module.lens).splitlines()) == sorted(str(derived()).splitlines())
+    said = "(lambda rate: optax.adamw(rate))(float(jnp.float32(1e-3)))"
+    assert "import jax.numpy as jnp\n" in cs.to_source(derived(), tx=said)
+    with pytest.raises(cs.SchemaError, match="names of modules, found no_such_module") as caught:
+        cs.to_source(derived(), tx="no_such_module.tx")
+    assert 'tx="my_training.tx"' in str(caught.value)
+
+
 @pytest.mark.parametrize("name", LENSES)
 def test_what_is_executed_is_the_lens_that_was_written(name: str) -> None:
     make, tx = LENSES[name]

@@ -5,7 +5,11 @@ While a text is written, each class in it is spelled here, and noted; the statem
 
 from __future__ import annotations
 
+import ast
+import builtins
+import importlib.util
 import sys
+from collections.abc import Iterator
 
 import jax
 
@@ -23,6 +27,10 @@ _KNOWN = {
     "optax.contrib": ("optax.contrib", "import optax.contrib"),
 }
 """The modules that users import whole: what they are called, and how they are imported."""
+
+
+_SHORT = {"jnp": "import jax.numpy as jnp", "nnx": "from flax import nnx"}
+"""How names are imported that everybody gives to modules."""
 
 
 class Imports:
@@ -47,6 +55,20 @@ class Imports:
     def whole(self, module: str) -> None:
         """Notes a module."""
         self._lines.add(f"import {module}")
+
+    def expression(self, text: str, where: str) -> None:
+        """Notes the modules that an expression names, ``my_models.training.tx``; those that there are not are faults."""
+        for chain in _free_names(ast.parse(text, mode="eval")):
+            if chain[0] in _SHORT:
+                self._lines.add(_SHORT[chain[0]])
+                continue
+            module = _module_of(chain)
+            if module is not None:
+                self.whole(module)
+                continue
+            hint = 'write it as seen from its module, tx="my_training.tx"'
+            found = f"{chain[0]}, which is none"
+            self.faults.append(Mismatch(where, "argument", "names of modules", found, hint))
 
     def block(self, library: str, name: str, is_taken: bool) -> str:
         """A ready-made block.
@@ -105,6 +127,44 @@ class Imports:
         if self._has_blocks:
             of_package.append("from ckpt_schema import blocks")
         return [*others, "", *of_package] if others else of_package
+
+
+def _free_names(tree: ast.AST) -> Iterator[tuple[str, ...]]:
+    """The names in an expression that it does not bind itself, each with the attributes behind it."""
+    bound: set[str] = set(dir(builtins))
+    inner: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+    # From the outside in: of a.b.c the whole comes first, and a.b and a are parts of it.
+    for node in ast.walk(tree):
+        if id(node) in inner:
+            continue
+        names: list[str] = []
+        part = node
+        while isinstance(part, ast.Attribute):
+            names.append(part.attr)
+            part = part.value
+            inner.add(id(part))
+        if isinstance(part, ast.Name) and part.id not in bound:
+            yield (part.id, *names[::-1])
+
+
+def _module_of(chain: tuple[str, ...]) -> str | None:
+    """The deepest module that a name with its attributes leads to, if it begins with one."""
+    found: str | None = None
+    for end in range(1, len(chain) + 1):
+        name = ".".join(chain[:end])
+        try:
+            # What is below a module that is no package is no module.
+            if importlib.util.find_spec(name) is None:
+                break
+        except (ImportError, ValueError):
+            break
+        found = name
+    return found
 
 
 def quoted(text: str) -> str:

@@ -56,15 +56,16 @@ class Around:
         """The whole text.
 
         Raises:
-            SchemaError: A class in it cannot be imported.
+            SchemaError: A class in it, or a name in what `tx` says, cannot be imported.
         """
-        faults = self.imports.faults
-        if faults:
-            raise SchemaError(f"{name} cannot be written as classes", faults)
         tx: list[str] = []
         if self.tx:
             self.imports.whole("optax")
+            self.imports.expression(self.tx, "tx")
             tx = ["", f"tx = {self.tx}"]
+        faults = self.imports.faults
+        if faults:
+            raise SchemaError(f"{name} cannot be written as classes", faults)
         top = "\n".join([*self.imports.lines(), *tx])
         return "\n\n\n".join([top, *blocks]) + "\n"
 
