@@ -1,4 +1,8 @@
-"""Objects of JSON, read name by name; everything that is wrong is noted, with the place where it stands."""
+"""Objects of JSON, read name by name; everything that is wrong is noted, with the place where it stands.
+
+Each thing that is read gives a value, a right one or one of its kind in its place, so that reading goes on to the end.
+Who asks looks at the faults then: with one of them, what was read is of no use.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,7 @@ class JsonObject:
     def __init__(self, told: object, where: str, faults: list[Mismatch]) -> None:
         """Has read nothing yet."""
         self.where, self.faults = where, faults
+        # Of what is no object, nothing is told of any name.
         self._entries: Mapping[str, Any] = {}
         if isinstance(told, dict):
             self._entries = cast(dict[str, Any], told)
@@ -56,6 +61,7 @@ class JsonObject:
     ) -> _Value:
         """What it tells of a name that it must tell; something else where that is wrong."""
         value = self.value(name)
+        # A null that is written is another mistake than a name that is not there.
         if name not in self._entries:
             self.faults.append(Mismatch(self.at(name), "text", expected, "nothing"))
         elif takes(value):
@@ -96,24 +102,26 @@ class JsonObject:
         """What a text means; something else where it means nothing."""
         known = len(self.faults)
         text = self.text(name)
+        # What is no text is told of once: nothing is asked of its meaning.
         if len(self.faults) > known:
             return otherwise
         return meaning(text, parse, otherwise, self.at(name), self.faults)
 
     def several(self, name: str, parse: Callable[[str], _Value]) -> list[_Value]:
         """What the texts of a list mean."""
-        found: list[_Value] = []
+        values: list[_Value] = []
         for where, text in self.each(name):
             if not is_text(text):
                 self.faults.append(Mismatch(where, "text", "a text", shown(text)))
                 continue
             value = meaning(text, parse, None, where, self.faults)
             if value is not None:
-                found.append(value)
-        return found
+                values.append(value)
+        return values
 
     def close(self) -> None:
         """Notes every name that nobody has asked for."""
+        # A misspelled name, or one of a later version, would be passed over in silence.
         for name in self._entries:
             if name not in self._read:
                 known = ", ".join(sorted(self._read))
@@ -132,6 +140,7 @@ def meaning(
     try:
         return parse(text)
     except SchemaError as error:
+        # The parser knows the text alone; where that stands is known here.
         for fault in error.mismatches:
             faults.append(Mismatch(where, "text", fault.expected, fault.found, fault.hint))
     return otherwise
@@ -150,4 +159,5 @@ def is_text(value: object) -> bool:
 
 def is_count(value: object) -> bool:
     """Whether this is a number of things."""
+    # To Python, `true` is an int as well.
     return type(value) is int and 0 <= value < _LARGEST

@@ -1,4 +1,8 @@
-"""Layouts and lenses as texts of JSON: versioned, one line a row, and nothing in it is evaluated or imported."""
+"""Layouts and lenses as texts of JSON: versioned, one line a row, and nothing in it is evaluated or imported.
+
+The outermost step of both ways. What is in a layout is in `layout_json`, in a rule in `rules_json`, in a number or a dim in
+`values_json`. Each text is read back before anyone gets it: what it does not tell is an error, and nowhere left out.
+"""
 
 from __future__ import annotations
 
@@ -74,6 +78,7 @@ def to_json(given: Layout | type[Schema] | Lens) -> str:
 
 def lock_text(table: Layout) -> str:
     """The one text of a layout, in whatever order its rows were declared or found: with its fingerprint, for git."""
+    # Layers as a person counts: 10 stands after 9, so that one more layer is one more line.
     order = NaturalOrder()
     rows = sorted(table.rows, key=lambda row: order(format_path(row.key)))
     nodes = sorted(table.nodes, key=lambda node: order(format_path(node.key)))
@@ -82,6 +87,7 @@ def lock_text(table: Layout) -> str:
 
 
 def _layout_text(table: Layout, more: Mapping[str, str]) -> str:
+    """The text of a layout, with more names on top; read back, to be sure of it."""
     types = types_json([table])
     told = {"ckpt_schema": "layout", "version": FORMAT, **more, **layout_json(table)}
     text = written({**told, "types": types} if types else told, table.name)
@@ -116,8 +122,9 @@ def from_json(text: str, kind: type[Kind], *, like: Sequence[Layout | type[Schem
     faults: list[Mismatch] = []
     what = "lens" if kind is Lens else "layout"
     told = JsonObject(_data(text, what), "", faults)
-    tables = [layout(each) for each in like]
+    tables = [layout(known) for known in like]
     reader = LayoutReader(KnownTypes(tables), tables, faults)
+    # In a text of something else, or of another version, each name would be one more fault.
     if told.taken("ckpt_schema", f'"{what}"', lambda x: x == what, "") and told.taken(
         "version", f"{FORMAT}, which this release reads", lambda x: x == FORMAT, 0
     ):
@@ -176,30 +183,41 @@ def written(told: Mapping[str, Any], name: str) -> str:
 
 
 def _lines(value: Any, indent: str) -> Iterator[str]:
+    """The lines of a value: a list of objects, and all that has one in it, is opened; what is in it is indented by one.
+
+    Args:
+        value: The value.
+        indent: What each of its lines begins with.
+    """
     if not _is_open(value):
         yield indent + json.dumps(value, ensure_ascii=False, allow_nan=False)
         return
-    is_object = isinstance(value, Mapping)
-    yield indent + ("{" if is_object else "[")
-    items: list[tuple[str, Any]] = []
-    if is_object:
-        entries = cast(Mapping[str, Any], value)
-        items = [(f"{json.dumps(key, ensure_ascii=False)}: ", x) for key, x in entries.items()]
+    # What stands before each member: its name in an object, nothing in a list.
+    members: list[tuple[str, Any]] = []
+    if isinstance(value, Mapping):
+        opens, closes = "{", "}"
+        for name, member in cast(Mapping[str, Any], value).items():
+            members.append((f"{json.dumps(name, ensure_ascii=False)}: ", member))
     else:
-        items = [("", x) for x in cast(list[Any], value)]
-    for number, (head, each) in enumerate(items):
-        first, *rest = _lines(each, indent + " ")
+        opens, closes = "[", "]"
+        for member in cast(list[Any], value):
+            members.append(("", member))
+    yield indent + opens
+    for number, (head, member) in enumerate(members):
+        first, *rest = _lines(member, indent + " ")
+        # The name stands between the indent and the value.
         lines = [f"{indent} {head}{first.removeprefix(indent + ' ')}", *rest]
-        if number < len(items) - 1:
+        if number < len(members) - 1:
             lines[-1] += ","
         yield from lines
-    yield indent + ("}" if is_object else "]")
+    yield indent + closes
 
 
 def _is_open(value: Any) -> bool:
     """Whether a value is more than one line."""
     if isinstance(value, Mapping):
         return any(map(_is_open, cast(Mapping[str, Any], value).values()))
+    # A row is an object on a line of its own; a list of texts is one line.
     return isinstance(value, list) and any(isinstance(x, Mapping) for x in cast(list[Any], value))
 
 
@@ -219,6 +237,7 @@ def _verify_same(table: Layout, made: Layout) -> None:
     """Raises where a layout is read otherwise than it was written."""
     faults: list[Mismatch] = []
     for row, other in zip(table.rows, made.rows, strict=True):
+        # Leaves are equal whatever their axes are called.
         if row != other or row.leaf.names != other.leaf.names:
             where = "/".join(row.path)
             faults.append(Mismatch(where, "declaration", repr(row), repr(other)))
@@ -234,16 +253,19 @@ def _verify_same(table: Layout, made: Layout) -> None:
 
 
 def _lens_text(lens: Lens) -> str:
+    """The text of a lens: its layouts, and how it was derived from them; no cell of it."""
+    # A layout between two steps is the view of one and the source of the next: it is written once.
     tables: list[Layout] = []
     steps: list[Any] = []
-    for each in lens.derivations:
+    for derivation in lens.derivations:
         ends: list[int] = []
-        for table in as_read((each.source, each.view), each.rules):
+        for table in as_read((derivation.source, derivation.view), derivation.rules):
             if table not in tables:
                 tables.append(table)
             ends.append(tables.index(table))
-        rules = [rule_json(rule) for rule in each.rules]
-        step = {"source": ends[0], "view": ends[1], "inverted": each.inverted, "rules": rules}
+        step: dict[str, Any] = {"source": ends[0], "view": ends[1]}
+        step["inverted"] = derivation.inverted
+        step["rules"] = [rule_json(rule) for rule in derivation.rules]
         steps.append(step)
     types = types_json(tables)
     told = {
@@ -256,27 +278,35 @@ def _lens_text(lens: Lens) -> str:
     name = f"{lens.source.name} -> {lens.view.name}"
     text = written({**told, "types": types} if types else told, name)
     made = _read_back(text, Lens, tables, name)
-    rules = [[*map(repr, each.rules)] for each in lens.derivations]
-    again = [[*map(repr, each.rules)] for each in made.derivations]
-    if sorted(str(made).splitlines()) != sorted(str(lens).splitlines()) or rules != again:
+    # One lens may be said by several rules: the text has to have these. The lines of a lens have no order.
+    is_same = sorted(str(made).splitlines()) == sorted(str(lens).splitlines())
+    if not is_same or _rule_texts(made) != _rule_texts(lens):
         fault = Mismatch(name, "declaration", str(lens), str(made), "please report it")
         raise SchemaError(f"{name} cannot be written as JSON", [fault])
     return text
 
 
+def _rule_texts(lens: Lens) -> list[list[str]]:
+    """The rules of each step of a lens, as Python has them."""
+    return [[*map(repr, step.rules)] for step in lens.derivations]
+
+
 def _lens(told: JsonObject, reader: LayoutReader) -> Lens | None:
+    """A lens, derived again; None where something is wrong with its text."""
     faults = reader.faults
-    tables = [reader.layout(each) for each in told.objects("layouts")]
-    steps = [_step(each, len(tables), reader) for each in told.objects("steps")]
+    tables = [reader.layout(one) for one in told.objects("layouts")]
+    steps = [_step(one, len(tables), reader) for one in told.objects("steps")]
     dims = told.taken("dims", "sizes by dim", _are_sizes, {})
     told.close()
     if not steps and not faults:
         told.say("steps", "what the lens is derived from", [])
+    # Of damaged layouts a derivation would tell faults that are none of theirs.
     if faults:
         return None
     lens: Lens | None = None
     for source, view, rules, inverted in steps:
         ends = tables[source], tables[view]
+        # None is a layout with a fault.
         assert ends[0] is not None
         assert ends[1] is not None
         with warnings.catch_warnings():
@@ -301,14 +331,19 @@ def _step(told: JsonObject, layouts: int, reader: LayoutReader) -> _Step:
     for name in ("source", "view"):
         expected = f"the number of one of {layouts} layouts"
         ends.append(told.taken(name, expected, lambda x: is_count(x) and x < layouts, 0))
-    rules = [rule_read(each, reader.types) for each in told.objects("rules")]
+    rules: list[Rule] = []
+    for one in told.objects("rules"):
+        rule = rule_read(one, reader.types)
+        if rule is not None:
+            rules.append(rule)
     inverted = told.flag("inverted")
     told.close()
-    return ends[0], ends[1], tuple(rule for rule in rules if rule is not None), inverted
+    return ends[0], ends[1], tuple(rules), inverted
 
 
 def _are_sizes(value: Any) -> bool:
-    entries: Any = value
-    return isinstance(value, dict) and all(
-        dims_.is_name(name) and is_count(size) for name, size in entries.items()
-    )
+    """Whether this is a size for each of some names of dims."""
+    if not isinstance(value, dict):
+        return False
+    entries = cast(dict[str, Any], value)
+    return all(dims_.is_name(name) and is_count(size) for name, size in entries.items())

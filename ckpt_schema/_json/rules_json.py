@@ -1,4 +1,8 @@
-"""Rules as data of JSON: the word of each, and what it was told; back they are made by the same functions."""
+"""Rules as data of JSON: the word of each, and what it was told; back they are made by the same functions.
+
+``rename("head", "lm_head/kernel")`` is ``{"rule": "rename", "source": "head", "view": "lm_head/kernel"}``. A new rule needs an
+entry in two tables: `_WRITTEN` says what is told of it, and `_READ` what makes it of that.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +30,12 @@ _Said = dict[str, Any]
 def rule_json(rule: Rule) -> _Said:
     """A rule as data: its word, and its arguments by name."""
     word, arguments = _WRITTEN[type(rule)]
-    told = {name: value for name, value in arguments(rule).items() if value is not None}
-    return {"rule": word, **told}
+    told: _Said = {"rule": word}
+    for name, value in arguments(rule).items():
+        # An argument that was not given is not told.
+        if value is not None:
+            told[name] = value
+    return told
 
 
 def _path(path: LogicalPath | None) -> Any:
@@ -38,21 +46,25 @@ def _path(path: LogicalPath | None) -> Any:
 
 
 def _dim(dim: dims_.Dim | None) -> str | None:
+    """A dim as a rule is told it."""
     return None if dim is None else dims_.format_dim(dim)
 
 
 def _axes(rule: Any) -> str | None:
     """The axes of a rename or a fuse, as they are written."""
+    # By the names of dims, where the rule was told them so.
     if rule.spelled is not None:
         return str(rule.spelled)
     return _order(getattr(rule, "axes", None))
 
 
 def _order(axes: tuple[int, ...] | None) -> str | None:
+    """The order of axes: ``1 0``."""
     return None if axes is None else " ".join(map(str, axes))
 
 
 def _default(default: Any) -> Any:
+    """The default of a private leaf; None is that of the tree's own values."""
     return "own" if default is None else default_json(default)
 
 
@@ -62,6 +74,7 @@ _WRITTEN: Mapping[type, tuple[str, Callable[[Any], _Said]]] = {
         lambda r: {"source": _path(r.source), "view": _path(r.view), "axes": _axes(r)},
     ),
     words.Private: ("private", lambda r: {"path": _path(r.path), "default": _default(r.default)}),
+    # The same word with two sizes: what a leaf of one side has beyond that of the other.
     axis_rules.Grown: (
         "private",
         lambda r: {
@@ -73,6 +86,7 @@ _WRITTEN: Mapping[type, tuple[str, Callable[[Any], _Said]]] = {
     ),
     words.Apart: (
         "apart",
+        # The default may be left out.
         lambda r: {"path": _path(r.path), "default": r.default and default_json(r.default)},
     ),
     words.Move: ("move", lambda r: {"source": _path(r.source), "view": _path(r.view)}),
@@ -146,11 +160,14 @@ _WRITTEN: Mapping[type, tuple[str, Callable[[Any], _Said]]] = {
         "shift",
         lambda r: {"path": _path(r.path), "amount": number_json(r.amount)},
     ),
+    # There is one way to round.
     value_rules.Rounding: ("cast", lambda r: {"path": _path(r.path), "rounding": "nearest"}),
 }
+"""The word of each kind of rule, and what makes its arguments of one."""
 
 
 def _factor(factor: float | str) -> Any:
+    """A factor: a number, or an expression of dims, ``1/sqrt(head_dim)``."""
     return factor if isinstance(factor, str) else number_json(factor)
 
 
@@ -165,13 +182,15 @@ def rule_read(told: JsonObject, types: KnownTypes) -> Rule | None:
         return None
     make, kinds = _READ[word]
     given: _Said = {}
-    for name, kind in kinds.items():
-        if told.has(name.removesuffix("?")) or not name.endswith("?"):
-            own = name.removesuffix("?")
-            given[own] = _ARGUMENTS[kind](told, own, types)
+    for marked, kind in kinds.items():
+        name = marked.removesuffix("?")
+        # What has to be there is read in any case: that tells that it lacks.
+        if told.has(name) or name == marked:
+            given[name] = _ARGUMENTS[kind](told, name, types)
     told.close()
     if len(told.faults) > known:
         return None
+    # The functions that users call check what they are given, and the text is checked so too.
     try:
         return make(**given)
     except SchemaError as error:
@@ -182,6 +201,7 @@ def rule_read(told: JsonObject, types: KnownTypes) -> Rule | None:
 
 
 def _series(members: Sequence[str], name: str) -> Any:
+    """`series`, whose members have no name of an argument."""
     return series(*members, name=name)
 
 
@@ -230,38 +250,44 @@ _READ: Mapping[str, tuple[Callable[..., Any], Mapping[str, str]]] = {
 
 
 def _read_path(told: JsonObject, name: str, types: KnownTypes) -> Any:
+    """A path, or a Variable type: a rule may be about all leaves of one."""
     value = told.value(name)
     entries: dict[str, Any] = value if isinstance(value, dict) else {}
     if entries.keys() == {"type"} and is_text(entries["type"]):
-        found = types.variable(entries["type"])
-        if found is not None:
-            return found
+        kind = types.variable(entries["type"])
+        if kind is not None:
+            return kind
         told.say(f"{name}/type", "a Variable type", entries["type"])
         return ""
     return told.text(name)
 
 
 def _read_texts(told: JsonObject, name: str, types: KnownTypes) -> list[str]:
+    """A list of texts."""
+    # To ask for a text that is not there notes that it lacks.
     if not told.has(name):
         return [told.text(name)]
-    found: list[str] = []
+    texts: list[str] = []
     for where, value in told.each(name):
         if is_text(value):
-            found.append(value)
+            texts.append(value)
         else:
             told.faults.append(Mismatch(where, "text", "a text", shown(value)))
-    return found
+    return texts
 
 
 def _read_default(told: JsonObject, name: str, types: KnownTypes) -> Any:
+    """A default, or that a leaf has the tree's own values."""
     if told.value(name) == "own":
         return words.own
+    # A rule tells a default by all means: here too, this notes that it lacks.
     if not told.has(name):
         told.text(name)
     return read_default(told, name)
 
 
 def _read_number(told: JsonObject, name: str, types: KnownTypes) -> Any:
+    """A number, to the last bit."""
     number = read_number(told.value(name))
     if number is None:
         told.say(name, "a number", told.value(name))
@@ -269,6 +295,7 @@ def _read_number(told: JsonObject, name: str, types: KnownTypes) -> Any:
 
 
 def _read_axis(told: JsonObject, name: str, types: KnownTypes) -> int:
+    """The number of an axis; to Python, ``true`` is an int as well."""
     return told.taken(name, "the number of an axis", lambda x: type(x) is int and abs(x) < 100, 0)
 
 
@@ -279,10 +306,12 @@ def _read_zero(told: JsonObject, name: str, types: KnownTypes) -> Any:
 
 
 def _read_block(told: JsonObject, name: str, types: KnownTypes) -> Any:
+    """The sizes of a block, which the rule itself checks."""
     return [value for _, value in told.each(name)]
 
 
 def _read_factor(told: JsonObject, name: str, types: KnownTypes) -> Any:
+    """A factor: an expression of dims, or a number."""
     value = told.value(name)
     return value if is_text(value) else _read_number(told, name, types)
 
@@ -298,3 +327,4 @@ _ARGUMENTS: Mapping[str, Callable[[JsonObject, str, KnownTypes], Any]] = {
     "block": _read_block,
     "zero": _read_zero,
 }
+"""What reads each kind of value."""

@@ -1,4 +1,8 @@
-"""Numbers, keys, defaults and dims, as JSON has them and back."""
+"""Numbers, keys, defaults and dims, as JSON has them and back.
+
+The innermost step of both ways. A value that is written comes back with the same bits: JSON has no NaN, no complex number
+and no float32, so that each of these is an object.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +42,12 @@ __all__ = [
 
 def number_json(value: Any) -> Any:
     """A number, to the last bit."""
+    # A number of NumPy first: its float64 is a float to Python, and would lose its type.
     if isinstance(value, np.generic):
         return {"dtype": str(value.dtype), "bits": value.tobytes().hex()}
     if isinstance(value, complex):
         return {"complex": [number_json(value.real), number_json(value.imag)]}
+    # Of NaNs there are many, told by their bits.
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": struct.pack(">d", value).hex()}
     return value
@@ -50,9 +56,11 @@ def number_json(value: Any) -> Any:
 def read_number(value: Any) -> Any:
     """The number that JSON tells; None where it tells none."""
     if isinstance(value, (bool, int, float)):
+        # A longer int is no float, and no value of any dtype.
         is_short = not isinstance(value, int) or abs(value) < 2**1024
         return value if is_short else None
     told: dict[str, Any] = value if isinstance(value, dict) else {}
+    # Whatever is wrong inside is one fault: the text tells no number.
     try:
         if told.keys() == {"float"}:
             return struct.unpack(">d", bytes.fromhex(told["float"]))[0]
@@ -77,6 +85,7 @@ def _dtype(name: str) -> np.dtype[Any]:
         dtype = np.dtype(jnp.dtype(name))
     except (TypeError, ValueError) as error:
         raise ValueError(name) from error
+    # NumPy has other names for dtypes, `<f4`, and dtypes of texts and dates.
     is_number = jnp.issubdtype(dtype, np.number) or dtype == np.bool_
     if str(dtype) != name or not is_number:
         raise ValueError(name)
@@ -195,15 +204,18 @@ def read_default(told: JsonObject, name: str) -> Default | None:
     if not told.has(name):
         return None
     value = told.value(name)
+    # What the transformation of an optimizer starts with.
     if value == "tx.init":
         return Init()
     if isinstance(value, dict) and len(value) == 1:
         for word, kind in (("fresh_key", FreshKey), ("constant_key", ConstantKey)):
+            # jax takes seeds of 64 bits, with a sign or without one.
             seed: Any = value.get(word)
             if type(seed) is int and -(2**63) <= seed < 2**64:
                 return kind(seed)
     if isinstance(value, dict) and value.keys() == {"same_as", "depth"}:
         path, depth = value["same_as"], value["depth"]
+        # No path is so deep that its node is a thousand levels above.
         if is_text(path) and path and type(depth) is int and 0 < depth < 1000:
             return SameAs(same_as(path).path, depth)
     number = read_number(value)
@@ -222,10 +234,10 @@ def parse_dim(text: str) -> Dim:
     Raises:
         SchemaError: It spells none, or several.
     """
-    found = dims_.parse_dims(text)
-    if len(found) != 1:
+    dims = dims_.parse_dims(text)
+    if len(dims) != 1:
         raise _wrong(text, "one dim")
-    return found[0]
+    return dims[0]
 
 
 def leaf_json(leaf: Leaf) -> dict[str, Any]:
@@ -248,6 +260,7 @@ def read_leaf(told: JsonObject) -> Leaf:
             told.faults.append(Mismatch(where, "text", expected, shown(axis)))
     if not names:
         return leaf
+    # Each factor of each axis has a name.
     fits = [len(name.factors) for name in names] == [len(dim) for dim in leaf.dims]
     if not fits:
         told.say("axes", f"a name for each factor of {leaf}", told.value("axes"))
@@ -256,6 +269,7 @@ def read_leaf(told: JsonObject) -> Leaf:
 
 
 def _parse_leaf(text: str) -> Leaf:
+    """The leaf that a text spells: ``float32[embed 3*heads]``."""
     dtype, bracket, rest = text.partition("[")
     if not bracket or not rest.endswith("]"):
         raise _wrong(text, "a dtype and dims, such as float32[embed 3*heads]")
@@ -263,8 +277,10 @@ def _parse_leaf(text: str) -> Leaf:
 
 
 def _parse_dtype(name: str) -> str:
+    """The name of a dtype, as it is, where it is one that a leaf may have."""
     if name == leaves.ANY_FLOAT:
         return name
+    # An implementation of keys that jax does not have is refused, and so is another name for one that it has.
     if name.startswith("key<"):
         if name != leaves.key_dtype(name[4:-1]):
             raise _wrong(name, "the dtype of a key, such as key<fry>")
@@ -277,5 +293,6 @@ def _parse_dtype(name: str) -> str:
 
 
 def _wrong(text: str, expected: str) -> SchemaError:
+    """The error for a text that is none of what was expected."""
     fault = Mismatch(shown(text), "text", expected, shown(text))
     return SchemaError(f"{shown(text)} cannot be read", [fault])
