@@ -310,7 +310,7 @@ def test_the_version_that_is_made_may_be_an_older_one(tmp_path: Path) -> None:
 
 def test_what_a_registry_does_not_tell_is_an_error(tmp_path: Path) -> None:
     saved_run(tmp_path / "run")
-    forked = cs.Registry([*LENSES, cs.derive(V2, V5, rules=FUSE), cs.derive(V1, Body1)])
+    forked = cs.Registry([cs.derive(A, B), cs.derive(A, C)])
     new: dict[str, Any] = {"src": tmp_path / "run", "dst": tmp_path / "new"}
 
     def refused(kind: type[cs.CkptSchemaError], *given: Any, **named: Any) -> str:
