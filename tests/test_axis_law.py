@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
+import jax.numpy as jnp
 import pytest
 from jaxtyping import Array, Float32
 
@@ -11,6 +13,8 @@ import ckpt_schema as cs
 from ckpt_schema.testing import _axis_law
 from ckpt_schema.testing._axis_law import axes_kept
 from ckpt_schema.testing._laws import LawError
+from ckpt_schema.testing._naming import naming
+from ckpt_schema.testing._suite import check_laws
 
 
 class Halves(cs.Schema):
@@ -94,3 +98,32 @@ def test_axes_that_are_one_have_all_their_names_in_order(
     lens = cs.derive(Apart, cs.linen.Params[Merged]).bind(heads=4, dim=5, embed=5)
     found = told(monkeypatch, lambda names: (ways[bad], *names[1:]), lens)
     assert found == [(f"{(heads, dim)} on axis 0", str(ways[bad]))]
+
+
+def parts(inputs: int, outputs: int) -> cs.Lens:
+    """A kernel that is two, each of which is turned."""
+    whole = {"wi": jnp.zeros((inputs, 2 * outputs))}
+    turned = {name: jnp.zeros((outputs, inputs)) for name in ("v", "g")}
+    rule = cs.fuse("wi", ["v", "g"], axes="embed 2*out -> out embed")
+    return cs.adapt(whole, turned, rules=[rule])
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(4, 4), (5, 4)])
+@pytest.mark.parametrize("law", ["Naming", "Values"])
+def test_parts_that_a_rule_turns_are_right_where_both_axes_are_as_long(
+    law: str, inputs: int, outputs: int
+) -> None:
+    """Nothing but the rule tells two axes of one size apart: names alone would give them in another order."""
+    lens = parts(inputs, outputs)
+    for way in (lens, ~lens):
+        check_laws(way, [law])
+
+
+def test_parts_that_are_turned_wrongly_are_found() -> None:
+    """Where names do tell: the law is still asked."""
+    lens, other = parts(5, 4), parts(5, 4)
+    turned = dict(lens.get({"wi": jnp.arange(40.0).reshape(5, 8)}))
+    turned["v"] = turned["v"][::-1]
+    spoiled = mock.patch.object(type(other), "get", lambda *_: turned)
+    with spoiled, pytest.raises(LawError):
+        naming(other, {"wi": jnp.arange(40.0).reshape(5, 8)})

@@ -86,7 +86,12 @@ def fused(
     if len(tokens) != 1:
         return None
     token, terms = tokens[0]
-    names = {known[:2] for known, _ in frame.factors()}
+    factors = frame.factors()
+    # A rule that turns its parts, `axes="embed 2*out -> out embed"`, says which axis is which. Where two are
+    # one dim, names would tell them by their order, which is another one in the parts.
+    if rule.spelled is not None and any(number > 0 for (_, _, number), _ in factors):
+        return None
+    names = {known[:2] for known, _ in factors}
     shares: dict[int, Share] = {}
     # The parts stand side by side: each begins where the one before it ends.
     start = 0
