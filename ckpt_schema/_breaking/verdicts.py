@@ -99,7 +99,7 @@ class Verdict:
         if self.follows is not None and not self.faults:
             yield f"{header}, with {self.follows}"
             return
-        if self.migration is None or in_full:
+        if self.migration is None:
             told = header, self.faults, self.notes
             text = format_faults(*told, lines=most, at_length=in_full)
             yield from text.splitlines()
