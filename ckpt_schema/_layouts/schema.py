@@ -200,10 +200,11 @@ class Schema(Open, metaclass=SchemaType):
         # An attribute that is declared anew stays in the place that it has in the base.
         declared = {**_inherited(cls), **own}
         cls.__attributes__ = tuple(itertools.chain.from_iterable(declared.values()))
-        cls.__series__ = tuple(_series(cls))
         kind: Any = cls  # hashable, whatever a schema is open to
+        table_of(kind)  # what is wrong with rows, such as those of an optimizer, is told here
+        cls.__series__ = tuple(_series(cls))
         if models_of(kind):
-            layout(cls)  # what is wrong with a train state is told where it is declared
+            layout(cls)  # and so is what is wrong with a train state
 
 
 def _joined_faults(cls: type, joined: Any, nested: Any) -> Iterator[Mismatch]:
@@ -240,9 +241,8 @@ def _inherited(cls: type) -> dict[str, tuple[Attribute, ...]]:
     inherited: dict[str, tuple[Attribute, ...]] = {}
     for base in reversed(cls.__mro__[1:]):
         attributes: tuple[Attribute, ...] = base.__dict__.get("__attributes__", ())
-        # A class has the attributes of its bases too: those that it has written itself are looked for.
+        # It has those of its bases too: those it has written itself are looked for, of items= several.
         for name in inspect.get_annotations(base):
-            # An attribute with items= is several.
             declared = tuple([one for one in attributes if one.written == name])
             if declared:
                 inherited[name] = declared

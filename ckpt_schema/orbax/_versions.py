@@ -84,7 +84,7 @@ def lens_between(
         >>> cs.orbax.save(folder + "/1", {"w": jnp.ones(2)})
         >>> print(lens_between(folder + "/1", V2, versions))
         V1 -> V2: 1 joined, 0 private to V1, 0 private to V2
-          w  kernel  n
+          w  kernel
     """
     verify_registry(registry)
     where: dict[str, Any] = {"item": item, "at": at, "items": items, "aux": aux}
