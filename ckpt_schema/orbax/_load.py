@@ -19,7 +19,6 @@ from ckpt_schema.errors import CheckpointMismatchError, Mismatch
 from ckpt_schema.orbax import _metadata as metadata
 from ckpt_schema.orbax._agreement import agree, raised_by_all
 from ckpt_schema.orbax._collector import old_objects_aside
-from ckpt_schema.orbax._loaded_leaves import in_memory_asked
 from ckpt_schema.orbax._metadata import SKIP
 from ckpt_schema.orbax._sides import verify_names
 
@@ -83,12 +82,6 @@ def load(
     agree("processes do not load the same", {"path": disk.path, "item": disk.item, "only": globs})
     with raised_by_all():
         arrays = metadata.read_arrays(disk, (), flat.treedef.unflatten(order))
-        # The tree is that of the disk, and so are its leaves one by one.
-        read, treedef = jax.tree.flatten(arrays)
-        made: list[Any] = []
-        for value, asked in zip(read, order, strict=True):
-            made.append(in_memory_asked(value, asked))
-        arrays = treedef.unflatten(made)
     # Orbax gives back the placeholders too, which are nothing to a caller.
     return arrays if len(wanted) == len(flat.keys) else _without(arrays, wanted, ())
 

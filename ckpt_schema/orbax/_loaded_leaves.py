@@ -15,7 +15,7 @@ from ckpt_schema._trees.defaults import stand_in
 from ckpt_schema.errors import CheckpointMismatchError, Mismatch
 from ckpt_schema.orbax._metadata import SKIP, DiskTree
 
-__all__ = ["in_memory_asked", "verified"]
+__all__ = ["verified"]
 
 
 def verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree:
@@ -40,7 +40,6 @@ def verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree
             array = np.asarray(value, goal.dtype)
             narrow = leaves.is_narrowed(goal.dtype)  # then it stays NumPy's, and goes into a number
             value = array if narrow else placement.placed(array, goal.sharding)
-        value = in_memory_asked(value, goal)
         if not isinstance(value, (jax.Array, np.ndarray)) or leaves.signature(
             value
         ) != leaves.signature(goal):
@@ -59,17 +58,6 @@ def verified(loaded: Tree, wanted: Tree, expected: Tree, disk: DiskTree) -> Tree
             faults.append(Mismatch(paths.format_path(keys[at]), kind, *told, hint))
         raise CheckpointMismatchError(f"{disk.path} cannot be restored as expected", faults)
     return treedef.unflatten(made)
-
-
-def in_memory_asked(value: Any, asked: Any) -> Any:
-    """What Orbax loaded, in the memory of the sharding that it was asked for.
-
-    Orbax makes keys of their data in the memory that arrays are in where nothing is said.
-    """
-    sharding = getattr(asked, "sharding", None)
-    if not isinstance(value, jax.Array) or sharding is None:
-        return value
-    return placement.in_memory(value, sharding.memory_kind)
 
 
 def _leaf(goal: Any) -> Leaf:

@@ -435,14 +435,29 @@ def _read(disk: DiskTree, order: Tree) -> Tree:
         CheckpointMismatchError: Orbax cannot read it.
     """
     if disk.reader is not None:
-        return disk.reader(order)
+        return _in_memory_asked(disk.reader(order), order)
     try:
         with alone(), watched_arrays("reading", order, "bytes_read"):
-            return ocp.load(disk.path, order, checkpointable_name=disk.item)
+            loaded = ocp.load(disk.path, order, checkpointable_name=disk.item)
     except Exception as error:  # Orbax has no one class for what may be wrong with its files
         hint = "a copy may be incomplete, or a file damaged"
         notes = [f"Orbax says: {first_line(error)}"]
         raise refusal(disk.path, "a checkpoint whose arrays cannot be read", hint, notes) from error
+    return _in_memory_asked(loaded, order)
+
+
+def _in_memory_asked(loaded: Tree, order: Tree) -> Tree:
+    """What was loaded, each array in the memory of the sharding that it was asked for.
+
+    Orbax makes keys of their data in the memory that arrays are in where nothing is said.
+    """
+    values, treedef = jax.tree.flatten(loaded)
+    made: list[Any] = []
+    for value, asked in zip(values, jax.tree.leaves(order), strict=True):
+        sharding = getattr(asked, "sharding", None)
+        kept = sharding is None or not isinstance(value, jax.Array)
+        made.append(value if kept else placement.in_memory(value, sharding.memory_kind))
+    return treedef.unflatten(made)
 
 
 def planted(tree: Any, prefix: KeyPath, wanted: Tree) -> Tree:

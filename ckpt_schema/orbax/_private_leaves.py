@@ -27,7 +27,6 @@ from ckpt_schema._trees.slots import SlotFinder
 from ckpt_schema.errors import CheckpointMismatchError, ConformanceError, Mismatch
 from ckpt_schema.orbax import _metadata as metadata
 from ckpt_schema.orbax._agreement import raised_by_all
-from ckpt_schema.orbax._loaded_leaves import in_memory_asked
 from ckpt_schema.orbax._metadata import SKIP, DiskTree
 from ckpt_schema.orbax._sides import verify_names
 
@@ -243,10 +242,7 @@ class PrivateLeaves:
         order = flat.treedef.unflatten([by_key.get(key, SKIP) for key in flat.keys])
         loaded = flat.treedef.flatten_up_to(metadata.read_arrays(self.disk, self.prefix, order))
         values = dict(zip(flat.keys, loaded, strict=True))
-        made: dict[int, Any] = {}
-        for position, (key, asked) in orders.items():
-            made[position] = in_memory_asked(values[key], asked)
-        return made
+        return {position: values[key] for position, (key, _) in orders.items()}
 
 
 _LOGGER = logging.getLogger("ckpt_schema")
