@@ -195,9 +195,9 @@ class _Work:
         grid = stored.reshape(self.grid)
         if self.scaled not in EXPONENTS:
             return grid.astype(self.wide)
-        bits = grid if self.scaled == "uint8" else _bits(grid)
+        bits = grid if self.scaled == "uint8" else floats.as_unsigned(grid)
         wide, _ = floats.recast(bits, FORMATS["float8_e8m0fnu"], FORMATS["float32"])
-        return _floats(wide, np.float32)
+        return floats.reinterpreted(wide, np.float32)
 
     def zeros(self, stored: Any) -> Any:
         """What stands for zero in each block."""
@@ -251,21 +251,9 @@ class _Work:
                 return (numbers * spread[0]).astype(leaves.dtype_of(self.dtype))
         form = FORMATS[str(np.dtype(self.wide))]
         scales = jnp.broadcast_to(spread[0], numbers.shape)
-        bits = floats.product(_bits(numbers), _bits(scales), form, FORMATS[self.dtype])
-        return _floats(bits, leaves.dtype_of(self.dtype))
-
-
-def _bits(value: Any) -> Any:
-    kind = f"uint{value.dtype.itemsize * 8}"
-    if floats.xp_of(value) is np:
-        return np.ascontiguousarray(value).view(kind).reshape(value.shape)
-    return jax.lax.bitcast_convert_type(value, kind)
-
-
-def _floats(bits: Any, dtype: Any) -> Any:
-    return (
-        bits.view(dtype) if floats.xp_of(bits) is np else jax.lax.bitcast_convert_type(bits, dtype)
-    )
+        few, other = floats.as_unsigned(numbers), floats.as_unsigned(scales)
+        bits = floats.product(few, other, form, FORMATS[self.dtype])
+        return floats.reinterpreted(bits, leaves.dtype_of(self.dtype))
 
 
 def _are_plain(scales: Any) -> bool:
@@ -439,7 +427,11 @@ def _stored_scales(xp: Any, scale: Any, work: _Work) -> tuple[Any, Any]:
     mantissa, exponent = xp.frexp(scale)
     power = exponent - (mantissa == 0.5) + _BIAS
     power = xp.where(scale == 0, _BIAS, xp.clip(power, 0, _NO_EXPONENT - 1)).astype(np.uint8)
-    stored = power if work.scaled == "uint8" else _floats(power, leaves.dtype_of(work.scaled))
+    stored = (
+        power
+        if work.scaled == "uint8"
+        else floats.reinterpreted(power, leaves.dtype_of(work.scaled))
+    )
     return work.scales(stored), stored
 
 

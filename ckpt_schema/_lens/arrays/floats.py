@@ -22,7 +22,16 @@ import numpy as np
 
 from ckpt_schema._layouts.formats import FORMATS, Format
 
-__all__ = ["added", "is_nan", "multiplied", "product", "recast", "xp_of"]
+__all__ = [
+    "added",
+    "as_unsigned",
+    "is_nan",
+    "multiplied",
+    "product",
+    "recast",
+    "reinterpreted",
+    "xp_of",
+]
 
 Made = tuple[Any, Any]
 """The bits of floats, and where a number became something that is none, or the other way round."""
@@ -31,6 +40,24 @@ Made = tuple[Any, Any]
 def xp_of(value: Any) -> Any:
     """The library that an array is of."""
     return np if isinstance(value, (np.ndarray, np.generic)) else jnp
+
+
+def reinterpreted(value: Any, dtype: Any) -> Any:
+    """The bits of an array as another dtype that is as wide.
+
+    Example:
+        >>> reinterpreted(np.float32([1.0, -0.0]), "uint32")
+        array([1065353216, 2147483648], dtype=uint32)
+    """
+    if xp_of(value) is np:
+        # NumPy views what lies in one piece, and an array of no axes as one of one.
+        return np.ascontiguousarray(value).view(dtype).reshape(value.shape)
+    return value if value.dtype == dtype else jax.lax.bitcast_convert_type(value, dtype)
+
+
+def as_unsigned(value: Any) -> Any:
+    """The bits of an array as integers without a sign."""
+    return reinterpreted(value, f"uint{value.dtype.itemsize * 8}")
 
 
 def recast(bits: Any, before: Format, after: Format, exponent: int = 0) -> Made:

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.formats import FORMATS
 from ckpt_schema._lens.arrays.blocks import Kind
-from ckpt_schema._lens.arrays.floats import recast, xp_of
+from ckpt_schema._lens.arrays.floats import as_unsigned, recast, reinterpreted, xp_of
 from ckpt_schema._lens.fold_rules import Packing
 
 __all__ = [
@@ -39,7 +38,7 @@ def unpacked_numbers(words: Any, packing: Packing) -> Any:
         array([[ 0.5,  1. , -0. , -6. ]], dtype=float32)
     """
     xp, bits, axis = xp_of(words), packing.bits, packing.axis
-    plain = _unsigned(words)
+    plain = as_unsigned(words)
     kind = plain.dtype.type
     parts: list[Any] = []
     for number in range(packing.count):
@@ -47,14 +46,6 @@ def unpacked_numbers(words: Any, packing: Packing) -> Any:
     # Behind the words of an axis stands one more, of the numbers in a word.
     codes = xp.stack(parts, axis=axis + 1).reshape(packing.whole(words.shape))
     return _numbers(codes, packing.numbers, bits)
-
-
-def _unsigned(words: Any) -> Any:
-    """Words as the integers without a sign that have their bits."""
-    kind = f"uint{words.dtype.itemsize * 8}"
-    if xp_of(words) is np:
-        return np.ascontiguousarray(words).view(kind).reshape(words.shape)
-    return words if words.dtype == kind else jax.lax.bitcast_convert_type(words, kind)
 
 
 def _numbers(codes: Any, numbers: str, bits: int) -> Any:
@@ -66,9 +57,7 @@ def _numbers(codes: Any, numbers: str, bits: int) -> Any:
         half = np.int32(1 << (bits - 1))
         return (made ^ half) - half if numbers.startswith("int") else made
     wide, _ = recast(codes.astype(np.uint8), form, FORMATS["float32"])
-    if xp_of(codes) is np:
-        return wide.view(np.float32)
-    return jax.lax.bitcast_convert_type(wide, jnp.float32)
+    return reinterpreted(wide, np.float32)
 
 
 def packed_words(numbers: Any, packing: Packing, dtype: str) -> Any:
@@ -87,9 +76,7 @@ def packed_words(numbers: Any, packing: Packing, dtype: str) -> Any:
     words = xp.zeros((*shape[: axis + 1], *shape[axis + 2 :]), kind)
     for number in range(packing.count):
         words = words | (codes.take(number, axis=axis + 1) << kind(number * bits))
-    if xp is np:
-        return words.view(dtype)
-    return words if words.dtype == dtype else jax.lax.bitcast_convert_type(words, dtype)
+    return reinterpreted(words, dtype)
 
 
 def _codes(numbers: Any, packing: Packing) -> Any:
@@ -97,7 +84,8 @@ def _codes(numbers: Any, packing: Packing) -> Any:
     if packing.numbers not in FORMATS:
         return numbers.astype(np.int32)
     if xp_of(numbers) is np:
-        return numbers.view(np.uint8)
+        return as_unsigned(numbers)
+    # A device has numbers of four bits, in which NumPy fills a byte.
     return jax.lax.bitcast_convert_type(numbers, f"uint{packing.bits}").astype(np.uint8)
 
 
