@@ -12,7 +12,7 @@ from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.leaves import ANY_FLOAT, Leaf, OrNone, key_dtype
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["Key", "from_annotation", "spelled_annotation", "strip_optional"]
+__all__ = ["Key", "alternatives", "from_annotation", "spelled_annotation", "strip_optional"]
 
 _AnyFloat: Any = jaxtyping.Float  # which a checker takes for an alias
 _FLOATS: set[str] = set(_AnyFloat.dtypes)
@@ -88,11 +88,18 @@ def strip_optional(annotation: Any) -> tuple[Any, bool]:
     """An annotation without ``| None``, and whether it had that."""
     if isinstance(annotation, OrNone):
         return annotation.leaf, True
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        members = [a for a in typing.get_args(annotation) if a is not type(None)]
-        if len(members) == 1 and len(typing.get_args(annotation)) == 2:
-            return members[0], True
+    several = alternatives(annotation)
+    members = [one for one in several if one is not type(None)]
+    if len(members) == 1 and len(several) == 2:
+        return members[0], True
     return annotation, False
+
+
+def alternatives(annotation: Any) -> tuple[Any, ...]:
+    """What ``A | B`` is one of; of any other annotation itself alone."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
 
 
 def spelled_annotation(annotation: Any) -> str:

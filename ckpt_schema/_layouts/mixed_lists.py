@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ckpt_schema._layouts import paths
-from ckpt_schema._layouts.annotations import spelled_annotation
+from ckpt_schema._layouts.annotations import alternatives, spelled_annotation
 from ckpt_schema._layouts.fields import Field, declaration, field, verify_field
 from ckpt_schema._layouts.paths import Index, Pattern
 from ckpt_schema._messages.text import shown
@@ -110,7 +110,7 @@ def _verified(name: str, annotation: Any, spec: Field) -> Sequence[Any]:
             name, "one segment with one index symbol as name=", shown(spec.name), hint
         )
     if typing.get_origin(annotation) is not list:
-        written = _alternatives(items)
+        written = _annotation_of(items)
         raise declaration(
             name,
             "a list[...] annotation beside items=",
@@ -118,9 +118,8 @@ def _verified(name: str, annotation: Any, spec: Field) -> Sequence[Any]:
             f"write {name}: {written}",
         )
     (inner,) = typing.get_args(annotation)
-    several = typing.get_args(inner) if _is_union(inner) else (inner,)
-    if set(several) != set(items):
-        written = _alternatives(items)
+    if set(alternatives(inner)) != set(items):
+        written = _annotation_of(items)
         raise declaration(
             name,
             "the schemas of items= in the annotation",
@@ -130,11 +129,7 @@ def _verified(name: str, annotation: Any, spec: Field) -> Sequence[Any]:
     return items
 
 
-def _is_union(annotation: Any) -> bool:
-    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
-
-
-def _alternatives(items: Sequence[Any]) -> str:
+def _annotation_of(items: Sequence[Any]) -> str:
     """The annotation of a list of these items."""
     names = [getattr(item, "__name__", shown(item)) for item in dict.fromkeys(items)]
     return f"list[{' | '.join(names)}]"

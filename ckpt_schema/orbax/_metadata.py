@@ -455,8 +455,9 @@ def _in_memory_asked(loaded: Tree, order: Tree) -> Tree:
     made: list[Any] = []
     for value, asked in zip(values, jax.tree.leaves(order), strict=True):
         sharding = getattr(asked, "sharding", None)
-        kept = sharding is None or not isinstance(value, jax.Array)
-        made.append(value if kept else placement.in_memory(value, sharding.memory_kind))
+        if sharding is not None and isinstance(value, jax.Array):
+            value = placement.in_memory(value, sharding.memory_kind)
+        made.append(value)
     return treedef.unflatten(made)
 
 
