@@ -70,7 +70,7 @@ class Digit:
         return f"{self.size}({' '.join(places)})"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Geometry:
     """Two strided blocks, one of each side, that have the same elements.
 
@@ -101,6 +101,12 @@ class Geometry:
     def names(self) -> frozenset[str]:
         """Every dim in it."""
         return _names(self)
+
+    @functools.cached_property
+    def is_identity(self) -> bool:
+        """Whether each element stands at the same place on both sides."""
+        starts = any(self.starts[0]) or any(self.starts[1])
+        return not starts and all(digit.at[0] == digit.at[1] for digit in self.digits)
 
     def where(self, known: Mapping[str, Size]) -> Geometry:
         """The same with what is known put in for names."""

@@ -210,7 +210,9 @@ class Lens(Pictured):
     @functools.cached_property
     def _dropped(self) -> tuple[str | None, str | None]:
         """What to say of states that each direction drops, and that the weights to serve are made of."""
-        return unserved(self.source, self.joined[0]), unserved(self.view, self.joined[1])
+        forward = unserved(self.source, lambda: self.joined[0])
+        backward = unserved(self.view, lambda: self.joined[1])
+        return forward, backward
 
     def put(
         self,

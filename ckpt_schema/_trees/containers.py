@@ -181,9 +181,9 @@ def _mixed(node: Mapping[Any, Any], place: _Place | None) -> Iterator[Mismatch]:
     """The fault of a dict whose keys jax cannot put in order."""
     # Of nearly all dicts the keys are of one of these kinds, which jax can sort; none is sorted here.
     if {*map(type, node)} in ({str}, {int}, set[type]()):
-        where = format_path(_path(place))
         for key in node:
             if isinstance(key, int) and abs(key) > LARGEST:  # no list is longer
+                where = format_path(_path(place))
                 yield Mismatch(where, "key", f"int keys up to {LARGEST}", shown(key))
         return
     try:

@@ -6,7 +6,7 @@ a run and drops the state of the optimizer has neither.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import jax
 
@@ -23,11 +23,19 @@ _FIELDS = {"weight_sum", "max_lr", "z"}
 """What `optax.contrib.ScheduleFreeState` alone keeps, as a checkpoint spells it."""
 
 
-def unserved(near: Layout, joined: Collection[int]) -> str | None:
-    """What to say where a lens drops a state of ``near`` that the weights to serve are made of."""
+def unserved(near: Layout, joined_rows: Callable[[], Collection[int]]) -> str | None:
+    """What to say where a lens drops a state of ``near`` that the weights to serve are made of.
+
+    Args:
+        near: The layout.
+        joined_rows: Tells which of its rows have a partner. Most layouts have no such state, and ask for none.
+    """
     for part in near.parts:
         # By its name: to compare types would be to load optax for every lens.
-        if part.type.__name__ != "ScheduleFreeState" or _is_carried(near, part, joined):
+        if part.type.__name__ != "ScheduleFreeState":
+            continue
+        joined = joined_rows()
+        if _is_carried(near, part, joined):
             continue
         from ckpt_schema._frameworks import optimizer_rows
 

@@ -252,11 +252,10 @@ def _wanted(view: Layout, joins: Sequence[Join], trees: MatchedTrees) -> list[Sl
     """Every leaf the result has: those of ``onto``, or else all that are required, carried or defaulted."""
     if trees.onto is not None:
         return list(trees.onto.slots)
-    present = {number for number, _ in trees.tree.slots}
-    carried: set[int] = set()  # rows of the view that something is there for
-    for join in joins:
-        if not present.isdisjoint(join.sources):
-            carried.update(join.views)
+    carried: frozenset[int] = frozenset()  # rows of the view that something is there for
+    # Where all leaves are required, nobody asks.
+    if any(row.optional for row in view.rows):
+        carried = _carried_rows(joins, trees)
     slots: list[Slot] = []
     faults: list[Mismatch] = []
     for number, row in enumerate(view.rows):
@@ -272,6 +271,16 @@ def _wanted(view: Layout, joins: Sequence[Join], trees: MatchedTrees) -> list[Sl
     if faults:
         raise ConformanceError(f"{view.name} cannot be bound", with_mirrors(view, faults))
     return slots
+
+
+def _carried_rows(joins: Sequence[Join], trees: MatchedTrees) -> frozenset[int]:
+    """The rows of the view that the tree has something for."""
+    present = {number for number, _ in trees.tree.slots}
+    carried: set[int] = set()
+    for join in joins:
+        if not present.isdisjoint(join.sources):
+            carried.update(join.views)
+    return frozenset(carried)
 
 
 def _container(

@@ -22,7 +22,7 @@ from ckpt_schema._lens.plan.folded_leaves import FoldedLeaves, Unfolded, UntoldW
 from ckpt_schema._lens.plan.labels import Carried
 from ckpt_schema._lens.plan.matched_trees import MatchedTrees
 from ckpt_schema._lens.plan.plan import Job, Same
-from ckpt_schema._lens.plan.tasks import Application, applications, as_it_is, needed
+from ckpt_schema._lens.plan.tasks import Application, applications, as_it_is, lone_move, needed
 from ckpt_schema._trees.chains import with_mirrors
 from ckpt_schema.errors import ConformanceError, Mismatch
 
@@ -87,11 +87,8 @@ def leaf_sources(sides: Joined, trees: MatchedTrees, *, is_put: bool) -> LeafSou
             are made together, and not all.
     """
     gathering = _Gathering(sides, trees, is_put=is_put)
-    present = {number for number, _ in trees.tree.slots}
     for join in sides.joins:
-        # A join of which the tree has no row is of optional leaves that it lacks.
-        if not present.isdisjoint(join.sources):
-            gathering.add(join)
+        gathering.add(join)
     faults = gathering.faults
     if not faults:
         faults += refusals.not_read(
@@ -123,10 +120,18 @@ class _Gathering:
         self._folds = FoldedLeaves(self._rows, sides.folds, trees.sizes)
         self._end = trees.count  # where the pool will have what the next job makes
         self._moved: set[int] = set()
+        self._present = {number for number, _ in trees.tree.slots}
         self._last: tuple[Join, Sequence[Application]] | None = None
 
     def add(self, join: Join) -> None:
         """Adds what a join makes of the tree."""
+        # Nearly all leaves of nearly all lenses are handed on, one by one.
+        lone = lone_move(join, self._wholes)
+        if lone is not None and self._has_handed_on(*lone):
+            return
+        # A join of which the tree has no row is of optional leaves that it lacks.
+        if self._present.isdisjoint(join.sources):
+            return
         row, sizes = self._rows[1][join.views[0]], self._trees.sizes
         wanted = needed(join, self._wholes) | self._folds.dims(join)
         unbound = sorted(wanted - sizes.keys())
@@ -140,6 +145,23 @@ class _Gathering:
             return
         for made in applications(join, self._wholes, sizes):
             self._add_made(join, made)
+
+    def _has_handed_on(self, slot: Slot, result: Slot) -> bool:
+        """Adds a leaf that is one of the tree, the same object, unless it needs a job, or a fold knows of it."""
+        if self._folds.of(0, slot) is not None or self._folds.of(1, result) is not None:
+            return False
+        position = self._trees.tree.slots.get(slot)
+        if position is None or not self._may_be_the_same(result, position):
+            return False
+        self.used.add(slot)
+        self.sources.carried.append((None, (result,), (position,)))
+        self._hand_on(result, position)
+        return True
+
+    def _hand_on(self, result: Slot, position: int) -> None:
+        key = self._trees.tree.flat.keys[position]
+        self.sources.fill(result, position, key, self._rows[1][result[0]])
+        self._moved.add(position)
 
     def _add_made(self, join: Join, made: Application) -> None:
         """Adds leaves that are made together."""
@@ -178,10 +200,9 @@ class _Gathering:
         positions = tuple(tree.slots[slot] for slot in made.inputs)
         key = tree.flat.keys[positions[0]]
         self.sources.carried.append((None if made.moves else made.task, made.results, positions))
-        if self._is_handed_on(made, positions[0]):
-            (result,) = made.results
-            self.sources.fill(result, positions[0], key, self._rows[1][result[0]])
-            self._moved.add(positions[0])
+        is_whole = made.moves and not self._folds.touch(made, 0)
+        if is_whole and self._may_be_the_same(made.results[0], positions[0]):
+            self._hand_on(made.results[0], positions[0])
             return
         unfolded = self._unfolded(join, made)
         self.sources.jobs.append(self._job(join, made, unfolded))
@@ -189,15 +210,12 @@ class _Gathering:
             self.sources.fill(slot, self._end, key, self._rows[1][slot[0]])
             self._end += 1
 
-    def _is_handed_on(self, made: Application, position: int) -> bool:
-        """Whether the one leaf that is made is the tree's own, the same object, and no job is needed."""
-        if not made.moves or self._folds.touch(made, 0):
-            return False
+    def _may_be_the_same(self, slot: Slot, position: int) -> bool:
+        """Whether a leaf that only moves may be the same object as the one at a position of the tree."""
         # A copy takes the sharding of what it stands for: it is placed, and not handed on.
         if self._trees.onto is not None and position in self._moved:
             return False
         # A Python number, as ``TrainState.create`` leaves in ``step``, becomes the array that onto has there.
-        slot = made.results[0]
         if self._trees.like(slot) is None:
             return True
         is_number = leaves.is_scalar(self._trees.tree.flat.leaves[position])

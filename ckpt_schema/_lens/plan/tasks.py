@@ -33,6 +33,7 @@ __all__ = [
     "Kept",
     "applications",
     "as_it_is",
+    "lone_move",
     "needed",
     "only_moves",
 ]
@@ -126,6 +127,26 @@ def only_moves(join: Join, rows: Rows) -> bool:
     return not cell.codec and _is_identity(cell.geometry, *_ends(cell, rows))
 
 
+def lone_move(join: Join, rows: Rows) -> tuple[Slot, Slot] | None:
+    """The one leaf that goes from side to side as it is, where a join is no more than that.
+
+    Most joins of most lenses are, and no size is needed to tell.
+    """
+    if len(join.cells) != 1 or not join.plain:
+        return None
+    cell = join.cells[0]
+    number, other = cell.source, cell.view
+    assert isinstance(number, int)
+    assert isinstance(other, int)
+    source, view = rows[0][number], rows[1][other]
+    # Of a list there are several leaves, and of a codec other values.
+    if cell.codec or source.unrolled or view.unrolled:
+        return None
+    if source.leaf.dtype != view.leaf.dtype or len(source.dims) != len(view.dims):
+        return None
+    return ((number, ()), (other, ())) if cell.geometry.is_identity else None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _End:
     """A row at one end of a cell.
@@ -214,10 +235,6 @@ def _moves(join: Join, rows: Rows, sizes: Sizes) -> Iterator[Application]:
     (cell,) = join.cells
     source, view = _ends(cell, rows)
     nothing = Task((), (), ())
-    # Most rows are one leaf, and need no look at the cell.
-    if not source.symbols and not view.symbols:
-        yield Application(((source.number, ()),), ((view.number, ()),), nothing, moves=True)
-        return
     symbols = source.symbols, view.symbols
     for left, right, _ in _instances(cell.geometry, symbols, sizes):
         before, after = (source.number, left), (view.number, right)
