@@ -173,6 +173,7 @@ ORDER = """
     _lens.arrays.step_labels
     _lens.plan
     _lens.plan.new_leaves
+    _lens.plan.moved_leaves
     _lens.plan.tasks
     _lens.plan.folded_leaves
     _lens.plan.labels

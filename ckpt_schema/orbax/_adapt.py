@@ -20,7 +20,7 @@ from ckpt_schema._lens.adapt.siblings import names_in
 from ckpt_schema._lens.adapt.stacks import Scan
 from ckpt_schema._lens.derived_lens import derive
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._lens.plan.tasks import only_moves
+from ckpt_schema._lens.plan.moved_leaves import only_moves
 from ckpt_schema._lens.read_sides import (
     ReadSide,
     ReadSides,

@@ -16,7 +16,7 @@ from ckpt_schema._layouts.precision import verify_closed
 from ckpt_schema._layouts.table import Layout, Slot, called
 from ckpt_schema._lens.axis_rules import Replicated
 from ckpt_schema._lens.lens import Lens
-from ckpt_schema._lens.plan.tasks import only_moves
+from ckpt_schema._lens.plan.moved_leaves import only_moves
 from ckpt_schema._lens.registry import Registry
 from ckpt_schema._lens.replicas import CopiedTree, copies_fault
 from ckpt_schema._trees.conformance import Match, Matcher

@@ -21,8 +21,9 @@ from ckpt_schema._lens.plan import refusals
 from ckpt_schema._lens.plan.folded_leaves import FoldedLeaves, Unfolded, UntoldWhole
 from ckpt_schema._lens.plan.labels import Carried
 from ckpt_schema._lens.plan.matched_trees import MatchedTrees
+from ckpt_schema._lens.plan.moved_leaves import lone_move
 from ckpt_schema._lens.plan.plan import Job, Same
-from ckpt_schema._lens.plan.tasks import Application, applications, as_it_is, lone_move, needed
+from ckpt_schema._lens.plan.tasks import Application, applications, as_it_is, needed
 from ckpt_schema._trees.chains import with_mirrors
 from ckpt_schema.errors import ConformanceError, Mismatch
 
