@@ -246,21 +246,21 @@ ORDER = """
     orbax._sides
     orbax._whereabouts
     orbax._private_leaves
-    discovery._cuts
+    discovery._leaf_pieces
     discovery._models
     discovery._points
     discovery._roles
     discovery._layer_levels
-    discovery._beforehand
+    discovery._known_leaves
     discovery._cutting
     discovery._mutes
-    discovery._changes
+    discovery._candidate_changes
     discovery._readings
     discovery._proof
     discovery._matching
     discovery._axis_letters
     discovery._found_rules
-    discovery._gauges
+    discovery._factor_places
     discovery._open
     discovery._open_values
     discovery._cautions

@@ -12,7 +12,7 @@ import pytest
 import ckpt_schema as cs
 from ckpt_schema.discovery import DiscoveryError, discover
 from ckpt_schema.discovery._cautions import colliding_sizes
-from ckpt_schema.discovery._cuts import whole_piece
+from ckpt_schema.discovery._leaf_pieces import whole_piece
 
 X = jnp.linspace(-1.0, 2.0, 12).reshape(3, 4)
 TREE = {"up": jnp.ones((4, 6)), "down": jnp.ones((6, 5))}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from ckpt_schema._layouts import dims as dims_
 from ckpt_schema._layouts.dims import Binder
-from ckpt_schema.discovery._cuts import LeafPiece
+from ckpt_schema.discovery._leaf_pieces import LeafPiece
 from ckpt_schema.discovery._proof import Order
 
 __all__ = ["LayerPair", "lettered_axes"]

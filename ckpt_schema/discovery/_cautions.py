@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_schema.discovery._cuts import LeafPiece
+from ckpt_schema.discovery._leaf_pieces import LeafPiece
 from ckpt_schema.discovery._models import Leaves, RunnableModel
 
 __all__ = ["colliding_sizes", "unexercised"]

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ckpt_schema.discovery._beforehand import KnownLeaves
-from ckpt_schema.discovery._cuts import (
+from ckpt_schema.discovery._known_leaves import KnownLeaves
+from ckpt_schema.discovery._leaf_pieces import (
     AxisSizes,
     LeafPiece,
     Recode,

@@ -19,12 +19,12 @@ from ckpt_schema._lens.rules import Rule
 from ckpt_schema._messages.html import Section
 from ckpt_schema._messages.pictures import Picture, Pictured
 from ckpt_schema._messages.text import columns
-from ckpt_schema.discovery._beforehand import KnownLeaves, known_leaves
 from ckpt_schema.discovery._cautions import colliding_sizes, unexercised
-from ckpt_schema.discovery._cuts import whole_piece
 from ckpt_schema.discovery._depths import LayerFactory, first_other, verify_factories
 from ckpt_schema.discovery._found_rules import FoundRules, rules_of
+from ckpt_schema.discovery._known_leaves import KnownLeaves, known_leaves
 from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels
+from ckpt_schema.discovery._leaf_pieces import whole_piece
 from ckpt_schema.discovery._matching import Matched, Pairing, match_pieces
 from ckpt_schema.discovery._models import (
     DiscoveryError,

@@ -12,9 +12,9 @@ from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.rules import Fuse, Rule, fuse, rename, tie
 from ckpt_schema._lens.value_rules import scale, shift
 from ckpt_schema.discovery._axis_letters import LayerPair, lettered_axes
-from ckpt_schema.discovery._beforehand import KnownLeaves
-from ckpt_schema.discovery._cuts import LeafPiece
+from ckpt_schema.discovery._known_leaves import KnownLeaves
 from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels, found_levels, single_axes
+from ckpt_schema.discovery._leaf_pieces import LeafPiece
 from ckpt_schema.discovery._matching import Choice, Pairing
 from ckpt_schema.discovery._models import RunnableModel
 

@@ -17,7 +17,7 @@ from ckpt_schema._lens.read_sides import Axes
 from ckpt_schema._trees.containers import flatten
 from ckpt_schema._trees.inference import infer_tree
 from ckpt_schema._trees.slots import SlotFinder
-from ckpt_schema.discovery._cuts import LeafPiece
+from ckpt_schema.discovery._leaf_pieces import LeafPiece
 from ckpt_schema.discovery._models import RunnableModel
 
 __all__ = ["Addresses", "LayerLevels", "found_levels", "single_axes"]

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_schema.discovery._beforehand import KnownLeaves
-from ckpt_schema.discovery._cuts import AxisSizes, LeafPiece
+from ckpt_schema.discovery._known_leaves import KnownLeaves
+from ckpt_schema.discovery._leaf_pieces import AxisSizes, LeafPiece
 from ckpt_schema.discovery._models import Leaves, RunnableModel
 from ckpt_schema.discovery._points import gradients_at, orders, relative_gap
 from ckpt_schema.discovery._proof import (
@@ -165,7 +165,7 @@ class _Matching:
         known: KnownLeaves,
     ) -> None:
         self._models, self._pieces, self._noise, self._seed = models, pieces, noise, seed
-        self._beforehand = known
+        self._known_leaves = known
         # What rounding makes of outputs it makes of gradients, and more of it.
         self._tolerance = max(1e-9, min(1000 * noise, 3e-3))
         self._proof = Proof(models, pieces, noise, seed)
@@ -227,7 +227,7 @@ class _Matching:
     def _orders(self, i: int, j: int) -> Iterable[Order]:
         """The orders of axes that make a piece of the source one of the view; none where a rule says that it is another."""
         source, view = self._pieces[0][i], self._pieces[1][j]
-        is_allowed = self._beforehand.allows(source.leaf, view.leaf)
+        is_allowed = self._known_leaves.allows(source.leaf, view.leaf)
         return orders(source.shape, view.shape) if is_allowed else ()
 
     def _ways(self, members: Sequence[int], goals: Sequence[int]) -> _Ways:
@@ -478,7 +478,7 @@ class _Matching:
 
     def _way(self, fork: _Fork, option: Pairs) -> Pairs:
         """Everything that is told where another assignment is taken."""
-        given = self._models, self._pieces, self._noise, self._seed, self._beforehand
+        given = self._models, self._pieces, self._noise, self._seed, self._known_leaves
         other = _Matching(*given)
         other._found = dict(fork.found)
         other._chosen = fork.chosen | option

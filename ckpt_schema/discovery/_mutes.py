@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_schema.discovery._cuts import AxisSizes, LeafPiece
 from ckpt_schema.discovery._cutting import Cutting, ReadingChange, ReadingChanges
+from ckpt_schema.discovery._leaf_pieces import AxisSizes, LeafPiece
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._points import gradients_at, relative_gap
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._lens.adapt.one_sided import derived
 from ckpt_schema._lens.rules import Rule
-from ckpt_schema.discovery._beforehand import KnownLeaves
-from ckpt_schema.discovery._cuts import AxisSizes, LeafPiece
 from ckpt_schema.discovery._found_rules import FoundRules
+from ckpt_schema.discovery._known_leaves import KnownLeaves
+from ckpt_schema.discovery._leaf_pieces import AxisSizes, LeafPiece
 from ckpt_schema.discovery._matching import Matched
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._roles import kind_of_leaf

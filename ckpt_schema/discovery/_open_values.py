@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._lens.value_rules import scale
-from ckpt_schema.discovery._beforehand import KnownLeaves
-from ckpt_schema.discovery._gauges import factor_places
+from ckpt_schema.discovery._factor_places import factor_places
+from ckpt_schema.discovery._known_leaves import KnownLeaves
 from ckpt_schema.discovery._matching import Matched
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._open import Open, rule_paths

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_schema.discovery._cuts import AxisSizes, LeafPiece
+from ckpt_schema.discovery._leaf_pieces import AxisSizes, LeafPiece
 from ckpt_schema.discovery._models import RunnableModel
 
 __all__ = [

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ckpt_schema.discovery._beforehand import KnownLeaves
-from ckpt_schema.discovery._changes import Candidates
-from ckpt_schema.discovery._cuts import AxisSizes
+from ckpt_schema.discovery._candidate_changes import Candidates
 from ckpt_schema.discovery._cutting import Cutting, ReadingChange, ReadingChanges, changed
+from ckpt_schema.discovery._known_leaves import KnownLeaves
+from ckpt_schema.discovery._leaf_pieces import AxisSizes
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._mutes import Suspicion
 from ckpt_schema.discovery._points import relative_gap

@@ -137,7 +137,7 @@ class LeafRoles:
         return asleep
 
     def _partners(self) -> dict[str, set[Shape]]:
-        """For each leaf, the shapes of those that may take a factor over from it: see `_gauges`."""
+        """For each leaf, the shapes of those that may take a factor over from it: see `_factor_places`."""
         shapes = self._model.shapes
         outputs = self._model.run(self._values)
         # If q times t and k by t leave the outputs as they are, the sums of gradient times value of

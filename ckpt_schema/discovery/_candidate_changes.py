@@ -7,8 +7,8 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from ckpt_schema.discovery._cuts import Recode
 from ckpt_schema.discovery._cutting import Cutting, ReadingChange, ReadingChanges
+from ckpt_schema.discovery._leaf_pieces import Recode
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._mutes import Suspicion
 from ckpt_schema.discovery._roles import LeafRoles

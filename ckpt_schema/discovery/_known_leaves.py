@@ -13,8 +13,8 @@ from ckpt_schema._lens.adapt.stacks import Scan, axes_of_sides
 from ckpt_schema._lens.read_sides import ReadSide
 from ckpt_schema._lens.rules import Fuse, Rename, Rule, verify_rules
 from ckpt_schema._lens.value_rules import Factor, Offset
-from ckpt_schema.discovery._cuts import LeafPiece, Recode, narrowed_factor, whole_piece
 from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels
+from ckpt_schema.discovery._leaf_pieces import LeafPiece, Recode, narrowed_factor, whole_piece
 from ckpt_schema.discovery._models import DiscoveryError, RunnableModel
 from ckpt_schema.errors import Mismatch
 
