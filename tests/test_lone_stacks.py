@@ -16,6 +16,7 @@ from jaxtyping import Array, Float32
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
+from ckpt_schema.testing._naming import origins_of
 
 
 def numbers(*shape: int, start: int = 0) -> jnp.ndarray:
@@ -220,6 +221,20 @@ def test_an_average_whose_leaves_are_fused_on_one_side_is_joined_by_the_rules_of
     lens = cs.adapt(*trees, rules=[*rules, cs.rename(*names)])
     cs.assert_trees_identical(lens.get(trees[0]), trees[1])
     cs.assert_trees_identical(lens.put(trees[1]), trees[0])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_law_of_names_asks_for_parts_in_averages_that_are_renamed(turned: bool) -> None:
+    model = {"q": {"k": numbers(5, 4)}, "k": {"k": numbers(5, 3, start=50)}, "a": numbers(3)}
+    old, new = {"params": model, "ema": model}, {"params": parted(model), "avg": parted(model)}
+    trees, names = (old, new), ("ema", "avg")
+    if turned:
+        trees, names = trees[::-1], names[::-1]
+
+    rule = cs.fuse("qk/k", ["q/k", "k/k"], axes="a q+k -> a q, a k")
+    lens = cs.adapt(*trees, rules=[rule, cs.rename(*names)])
+    for one in (lens, ~lens):
+        assert origins_of(one).keys() == {*range(len(one.view.rows))}
 
 
 def fused(parts: list[Any], axes: str) -> Any:

@@ -238,8 +238,12 @@ class _Side:
         if self.number == 1:
             # The view has the parts of a whole that a rule names as the source does.
             return (*path[: row.body or 0], *self._called(path[row.body or 0 :])) if fused else path
-        # The source has the parts of a whole that a rule names as the view does: no rename is left.
-        return self._placed(path if fused else self._renamed(row, path), row)
+        if part is None or not fused:
+            return self._placed(self._renamed(row, path), row)
+        # The source has the parts of a whole that a rule names as the view does: what is left to
+        # rename is where the model stands, ema in ema/attn/qkv.
+        head = self._called(path[: part.start])
+        return self._placed((*head, *path[part.start :]), row)
 
     def _called(self, path: LogicalPath) -> LogicalPath:
         """What the view calls a path of the source's model, by the longest rename of it."""
