@@ -133,6 +133,8 @@ ORDER = """
     _lens.derive.partners
     _lens.derive.restarts
     _lens.derive.copies_of_weights
+    _lens.derive.fuse_guesses
+    _lens.derive.lone_arrays
     _lens.derive.unplaced
     _lens.derive.wholes
     _lens.derive.causes

@@ -108,7 +108,10 @@ class _Sides:
     def __init__(self, a: Any, b: Any, rules: Sequence[Rule]) -> None:
         self.rules, self.mended, self.respelled = tuple(rules), False, 0
         self.notes: tuple[str, ...] = ()
-        both = with_common_lists(BothSides((_side(a, "source"), _side(b, "view"))))
+        # What is no rule is told when a lens is asked for.
+        given: Sequence[Any] = rules
+        told = [rule for rule in given if isinstance(rule, Rule)]
+        both = with_common_lists(BothSides((_side(a, "source"), _side(b, "view"))), told)
         lists = sorted({*both.sides[0].lists, *both.sides[1].lists}) or None
         on_disk = is_path(a), is_path(b)
         # What is the same row of both is no matter from here on: of two large trees that is most.
@@ -124,7 +127,7 @@ class _Sides:
             lens = self._between((a, b), lists, with_certain)
         elif not any(self._rows):
             self.mended = True
-        elif not _is_refuted(both, lists):
+        elif not self._are_refuted(both, lists):
             lens = self._between(both.sides, lists, with_certain)
         if lens is not None:
             self.mended, self.rules = True, tuple(with_certain)
@@ -151,6 +154,7 @@ class _Sides:
             except DerivationError as error:
                 news = [rule for rule in error.rules if rule not in rules]
                 if not news:
+                    self._note_guesses(error)
                     return None
                 rules += news
             except CheckpointMismatchError as error:  # the state stands elsewhere
@@ -160,6 +164,31 @@ class _Sides:
             except SchemaError:
                 return None
         return None
+
+    def _are_refuted(self, both: BothSides, lists: Sequence[str] | None) -> bool:
+        """Whether what differs has no lens, nor a rule that would help: then the whole has none, and need not be asked."""
+        # Where all differs, to ask for what differs would be to ask for the whole, and twice.
+        if _count_rows(both.rest) == _count_rows(both.sides):
+            return False
+        try:
+            adapt_trees(*both.rest, lists=lists)
+        except DerivationError as error:
+            # Which axis is stacked may be told by leaves that are alike.
+            is_open = any(fault.kind == "ambiguous" for fault in error.mismatches)
+            if error.rules or is_open:
+                return False
+            self._note_guesses(error)
+            return True
+        except SchemaError:
+            return True
+        return False
+
+    def _note_guesses(self, error: DerivationError) -> None:
+        """Notes the rules that sizes allow, and that nothing proves."""
+        rules: dict[object, None] = {}
+        for fault in error.mismatches:
+            rules.update(dict.fromkeys(fault.guesses))
+        self.notes += tuple([f"perhaps, for sizes allow it: cs.{rule}" for rule in rules])
 
     def changes(self) -> Iterator[Change]:
         """What differs."""
@@ -280,22 +309,6 @@ def _side(given: Any, name: str) -> ReadSide:
         return ReadSide.of(given, name)
     disk = all_meant(given)
     return ReadSide.of(disk.tree, name_of(given, name), disk.joined)
-
-
-def _is_refuted(both: BothSides, lists: Sequence[str] | None) -> bool:
-    """Whether what differs has no lens, nor a rule that would help: then the whole has none, and need not be asked."""
-    # Where all differs, to ask for what differs would be to ask for the whole, and twice.
-    if _count_rows(both.rest) == _count_rows(both.sides):
-        return False
-    try:
-        adapt_trees(*both.rest, lists=lists)
-    except DerivationError as error:
-        # Which axis is stacked may be told by leaves that are alike.
-        is_open = any(fault.kind == "ambiguous" for fault in error.mismatches)
-        return not error.rules and not is_open
-    except SchemaError:
-        return True
-    return False
 
 
 def _count_rows(sides: ReadSides) -> int:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ckpt_schema._diff.both_sides import BothSides
-from ckpt_schema._layouts.paths import Index, Pattern, format_path, int_key
+from ckpt_schema._layouts.paths import Index, LogicalPath, Pattern, format_path, int_key, named
 from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.adapt.siblings import called_apart
 from ckpt_schema._lens.read_sides import ReadSide, ReadSides
+from ckpt_schema._lens.rules import Rule
 from ckpt_schema.errors import SchemaError
 
 __all__ = ["found_lists", "with_common_lists"]
@@ -24,6 +26,17 @@ class _Stem(NamedTuple):
     def pattern(self) -> str:
         """The siblings as a list is written."""
         return format_path((*self.head, Index(self.text, text=True)))
+
+    @property
+    def place(self) -> tuple[LogicalPath, str]:
+        """The node by the names that lead to it, without the numbers of lists, and the same text."""
+        names: list[str] = []
+        for key in self.head:
+            if not isinstance(key, Index):
+                names.append(named(key))
+            elif key.prefix + key.suffix:
+                names.append(named((key.prefix + key.suffix).strip("_-.")))
+        return tuple(names), self.text
 
 
 class _Place(NamedTuple):
@@ -63,11 +76,11 @@ def found_lists(read: Callable[[Sequence[str]], Layout]) -> tuple[list[str], Lay
         known += news
 
 
-def with_common_lists(both_sides: BothSides) -> BothSides:
+def with_common_lists(both_sides: BothSides, rules: Sequence[Rule] = ()) -> BothSides:
     """Both sides with the lists that one of them shows, and that hold anything that differs.
 
-    Siblings that are a list on one side, and unlike one another on the other, are none: each is told by itself. One layer
-    alone is a list where the other side shows one.
+    Siblings that are a list on one side, and unlike one another on the other, are none: each is told by itself. So is each
+    where a rule calls one by its own name. One layer alone is a list where the other side shows one.
     """
     apart: set[_Stem] = set()
     while True:  # lists inside of lists are seen when these are, or are none
@@ -79,6 +92,9 @@ def with_common_lists(both_sides: BothSides) -> BothSides:
             for row in side.layout.rows:
                 for place in _places(row):
                     wanted.add(place.stem)
+        wanted -= apart
+        called = called_apart(sides, rules) if wanted else ()
+        apart |= {stem for stem in wanted if stem.place in called}
         wanted -= apart
         if not wanted:
             return both_sides

@@ -140,6 +140,26 @@ class ReadSide:
         return rows
 
     @functools.cached_property
+    def roots(self) -> frozenset[LogicalPath]:
+        """The paths of the model, and of what is kept like it."""
+        return frozenset(row.root for row in self.weights.values())
+
+    @functools.cached_property
+    def item_counts(self) -> dict[LogicalPath, int]:
+        """How many items each list of the model has, by its path without marks of repetition."""
+        counts: dict[LogicalPath, int] = {}
+        for path, row in self.weights.items():
+            repeats = iter(row.repeats)
+            for end, segment in enumerate(row.model_path if row.repeats else (), 1):
+                if not segment.endswith("[]"):
+                    continue
+                repeat = next(repeats)
+                # Layers that are stacked are no items.
+                if repeat.axis is None and isinstance(repeat.size[0], int):
+                    counts[path[:end]] = repeat.size[0]
+        return counts
+
+    @functools.cached_property
     def nodes(self) -> frozenset[LogicalPath]:
         """Every node of the model, without marks of repetition."""
         nodes: set[LogicalPath] = set()

@@ -32,6 +32,7 @@ class Mismatch:
         hint: The likeliest cure; may be empty.
         rules: The rules that are certain to mend it, ready for ``derive``; none where it is open
             what was meant.
+        guesses: Rules that sizes allow and nothing proves, for somebody to confirm.
         mirrors: The path of the leaf that this one mirrors, as a moment of an optimizer mirrors a
             param. The same fault of both is told once, at the param.
         also: Other places where the same is wrong, and which what mends this fault mends too.
@@ -43,6 +44,7 @@ class Mismatch:
     found: str
     hint: str = ""
     rules: tuple[object, ...] = dataclasses.field(default=(), kw_only=True)
+    guesses: tuple[object, ...] = dataclasses.field(default=(), kw_only=True)
     mirrors: str = dataclasses.field(default="", kw_only=True)
     also: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
@@ -296,7 +298,7 @@ def format_faults(
     if not faults:
         return "\n".join([header, *notes])
     after = [line for note in notes for line in note.split("\n")]
-    pasted = _pasted(faults, at_length=at_length)
+    pasted = [*_pasted(faults, at_length=at_length), *_guessed(faults, at_length=at_length)]
     free = lines - 1 - len(pasted)
     if len(after) > max(free - _LEAST, 0) and not at_length:
         kept = max(free - _LEAST, 0)
@@ -338,6 +340,19 @@ def _pasted(faults: Sequence[Mismatch], *, at_length: bool) -> list[str]:
     if len(rules) > most:
         code.append(f"    # ... and {len(rules) - _PASTED} more in .rules")
     return [said, "rules=[", *code, "]"]
+
+
+def _guessed(faults: Sequence[Mismatch], *, at_length: bool) -> list[str]:
+    """The rules that may mend faults, as code in comments: pasted as they are they change nothing."""
+    rules = list(dict.fromkeys(rule for fault in faults for rule in fault.guesses))
+    if not rules:
+        return []
+    most = len(rules) if at_length else _PASTED
+    lines = [f"    # {_as_code(rule)}," for rule in rules[:most]]
+    if len(rules) > most:
+        lines.append(f"    # ... and {len(rules) - _PASTED} more in .mismatches")
+    said = "open: sizes allow these; confirm that it is so, and the order of the parts, and paste them into rules=:"
+    return [said, *lines]
 
 
 def _as_code(rule: object) -> str:

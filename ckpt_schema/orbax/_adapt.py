@@ -94,7 +94,7 @@ def adapt(
             where both sides are stacked, ``{"layers": (0, 1)}``; another one for what is in the node, by
             its path, ``{"layers": 1, "layers/**/rngs": 0}``.
         lists: Patterns of siblings that are a list of layers, ``["layers_{i}"]``; unless given, those
-            that are one node of the other side.
+            that are one node of the other side. Those of which a rule calls one by its own name are none.
         run: What computes the outputs of each side, as `discover` takes it. The lens that names give
             has to carry random values over to equal outputs then; where it does not, or names give
             none, running both tells which leaf is which.

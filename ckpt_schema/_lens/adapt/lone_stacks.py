@@ -64,7 +64,7 @@ def with_lone_stacks(
     for fault in error.mismatches:
         # Rules that are certain are more than a guess from shapes.
         if fault.path in hinted and not fault.rules:
-            faults.append(dataclasses.replace(fault, hint=hints[fault.path]))
+            faults.append(dataclasses.replace(fault, hint=hints[fault.path], guesses=()))
         else:
             faults.append(fault)
     return DerivationError(error.header, faults, error.notes)

@@ -53,11 +53,11 @@ def _with_open_names(
 ) -> DerivationError:
     """The same error, with renames of whole nodes that shapes allow, and with nodes that no shape of the other side allows."""
     with_stacks = with_lone_stacks(error, left, right, rules)
-    # What may be a layer of the other side, stacked, has something there.
+    # What may be a layer of the other side, stacked, or one of several parts has something there.
     told = {
         fault.path
         for fault, before in zip(with_stacks.mismatches, error.mismatches, strict=True)
-        if fault != before
+        if fault != before or fault.guesses
     }
     error = with_stacks
     notes = [*error.notes, *open_names(error, left, right), *lone_nodes(error, left, right, told)]

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ckpt_schema._layouts.leaves import Leaf
-from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern, format_path
+from ckpt_schema._layouts.paths import (
+    Index,
+    Key,
+    KeyPath,
+    LogicalPath,
+    Pattern,
+    format_path,
+    glob_means,
+    int_key,
+    list_depth,
+    path_names,
+)
 from ckpt_schema._layouts.streams import is_raw_key
 from ckpt_schema._layouts.table import Row
 from ckpt_schema._lens.read_sides import ReadSide, ReadSides
 from ckpt_schema._lens.rules import Move, Rename, Reset, Rule
 from ckpt_schema.errors import DerivationError, Mismatch, SchemaError
 
-__all__ = ["NUMBERED", "is_stream", "model_start", "names_in", "with_lists"]
+__all__ = ["NUMBERED", "called_apart", "is_stream", "model_start", "names_in", "with_lists"]
 
 NUMBERED = re.compile(r"(?P<stem>.*\D)(?P<number>0|[1-9]\d*)")
 """The name of one of several siblings that differ in a number."""
@@ -29,10 +41,12 @@ def with_lists(sides: ReadSides, given: Sequence[str] | None, rules: Sequence[Ru
     """Both sides with their lists: those that are given, those that rules call lists, and those that both sides show.
 
     Siblings are shown to be a list where the other side has one node of their name. Where it has a list of another name
-    and of the same layers, they are read as one too: what they are called then is all that a rule has to tell.
+    and of the same layers, they are read as one too: what they are called then is all that a rule has to tell. Those of
+    which a rule calls one by its own name, ``mid_0`` or ``net/0``, are no list.
     """
     words = _Words.of(rules, 0), _Words.of(rules, 1)
-    left, right = sides
+    left, right = _with_items_apart(sides, words)
+    sides = left, right
     if given is not None:
         left, ours = _with_lists(left, given)
         right, theirs = _with_lists(right, given)
@@ -84,44 +98,232 @@ def _refuse(unknown: Sequence[str], sides: ReadSides) -> None:
     raise DerivationError(f"lists= does not fit {here} or {there}", faults)
 
 
+_Spoken = tuple[LogicalPath, LogicalPath | None]
+"""A path of a rule for one side, and the rule's path for the other where it has one for each."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Words:
-    """The segments of paths that rules have for one side."""
+    """The paths that rules have for one side.
 
+    Attributes:
+        paths: Each, with that for the other side.
+        segments: The segments of all.
+    """
+
+    paths: Sequence[_Spoken]
     segments: frozenset[str]
 
     @classmethod
     def of(cls, rules: Sequence[Rule], side: int) -> _Words:
         """Those of the paths that speak of the source (0), or of the view (1)."""
-        segments: set[str] = set()
+        paths: list[_Spoken] = []
         for rule in rules:
             # Rules of both sides have a path for each: that of the other side says nothing here.
-            has_two = isinstance(rule, (Rename, Move, Reset))
-            others = ("view", "source")[side] if has_two else None
+            if isinstance(rule, (Rename, Move, Reset)):
+                both = rule.source, rule.view
+                if both[side] is not None:
+                    paths.append((both[side] or (), both[1 - side]))
+                continue
             for field in dataclasses.fields(rule):
-                if field.name != others:
-                    segments.update(_segments(getattr(rule, field.name)))
-        return cls(frozenset(segments))
+                for path in _paths(getattr(rule, field.name)):
+                    paths.append((path, None))
+        segments: set[str] = set()
+        for path, _ in paths:
+            segments.update(path)
+        return cls(paths, frozenset(segments))
 
     def calls_a_list(self, name: str) -> bool:
         """Whether a rule calls nodes of this name a list."""
         return f"{name}[]" in self.segments
 
+    @functools.cached_property
+    def has_stars(self) -> bool:
+        """Whether any of them means several nodes."""
+        return any("*" in segment for segment in self.segments)
+
+    def tell_apart(self, near: ReadSide, node: LogicalPath, members: _Names, far: ReadSide) -> bool:
+        """Whether a rule calls one of several siblings by its own name, as ``mid_0``.
+
+        Args:
+            near: The side that has the siblings.
+            node: What they would be as a list.
+            members: The path of each, and what it holds that the list would have.
+            far: The other side.
+        """
+        for path, other in self.paths:
+            for names in _in_model(path_names(path), near):
+                for member, shared in members.items():
+                    end = _end_at(names, member, node)
+                    if end is None or _is_of_a_list(path, other, far):
+                        continue
+                    # A stream that one layer alone has keeps its name beside the list.
+                    if end == len(names) or not _is_left(near, names, member, shared):
+                        return True
+        return False
+
+
+_Names = Mapping[LogicalPath, Collection[LogicalPath]]
+"""The paths of siblings, and the paths of leaves in each that all of them have."""
+
+
+def _end_at(names: LogicalPath, member: LogicalPath, node: LogicalPath) -> int | None:
+    """Where the path of a rule names a sibling, and not whatever stands there."""
+    for end in range(1, len(names) + 1):
+        last = names[end - 1]
+        # `*` and `mid*` mean a list `mid[]` as well, and `mid_*` means its members alone.
+        if last == "**" or glob_means((last,), (f"{node[-1]}[]",)):
+            continue
+        if glob_means(names[:end], member):
+            return end
+    return None
+
+
+def _is_left(
+    side: ReadSide, names: LogicalPath, member: LogicalPath, shared: Collection[LogicalPath]
+) -> bool:
+    """Whether a rule's path means a leaf of a sibling that is no leaf of the list."""
+    for path in side.weights:
+        is_own = path[: len(member)] == member and path[len(member) :] not in shared
+        if is_own and glob_means((*names, "**"), path):
+            return True
+    return False
+
+
+def _in_model(path: LogicalPath, side: ReadSide) -> Iterator[LogicalPath]:
+    """A path of a rule as one in the model; it may begin at the root."""
+    yield path
+    for root in side.roots:
+        if root and path[: len(root)] == root:
+            yield path[len(root) :]
+
+
+def _is_of_a_list(path: LogicalPath, other: LogicalPath | None, far: ReadSide) -> bool:
+    """Whether a rule for both sides speaks of lists, though its path for the one names an item: the other is of a list there.
+
+    So ``rename("layers_0", "layers/0")`` may join what the first layers alone have, as a stream, and all layers are one list
+    on both sides.
+    """
+    if other is None:
+        return False
+    if list_depth(other) > list_depth(path):
+        return True
+    for names in _in_model(path_names(other), far):
+        for end, name in enumerate(names):
+            if name.isdecimal() and names[:end] in far.item_counts:
+                return True
+    return False
+
+
+# --- lists that a tree shows by itself, of which a rule calls one item by its number  ---
+
+
+def _with_items_apart(sides: ReadSides, words: tuple[_Words, _Words]) -> ReadSides:
+    """Both sides; lists whose items rules call ``net/0``, ``net/1`` are read as nodes apart."""
+    # Most rules have no such name.
+    if not any(segment.isdecimal() for both in words for segment in both.segments):
+        return sides
+    while True:
+        left, right = sides
+        apart = (
+            [*_called_by_number(left, words[0], right)],
+            [*_called_by_number(right, words[1], left)],
+        )
+        if not any(apart):
+            return sides
+        # A node of which it is said that it is no stack is no list either.
+        sides = (
+            left.read(scan=dict.fromkeys(apart[0])),
+            right.read(scan=dict.fromkeys(apart[1])),
+        )
+        # Lists inside of these are seen now, in the next round.
+
+
+def _called_by_number(near: ReadSide, words: _Words, far: ReadSide) -> Iterator[str]:
+    """The lists of a side of which rules call an item by its number."""
+    standing = _beginnings(near)
+    # By list, the numbers that are said to be items of a list of the other side too.
+    paired: dict[LogicalPath, set[int]] = collections.defaultdict(set)
+    apart: dict[LogicalPath, None] = {}
+    for path, other in words.paths:
+        # What one layer alone has, as a stream, stands below its number as it is. And
+        # `layers[]` is what is meant by a rule that says so on the other side.
+        if path in standing or (other is not None and list_depth(other) > list_depth(path)):
+            continue
+        for names in _in_model(path_names(path), near):
+            # A rule for both sides in one path speaks of a list that either has.
+            for node, number in _items(names, near, far if other is None else near):
+                if _is_of_a_list(path, other, far):
+                    paired[node].add(number)
+                else:
+                    apart[node] = None
+    for node, numbers in paired.items():
+        # Some of the items alone are likely a mistake for all of them.
+        if len(numbers) == near.item_counts[node]:
+            apart[node] = None
+    for node in apart:
+        if "/".join(node) not in near.scan:
+            yield "/".join(node)
+
+
+def _items(names: LogicalPath, side: ReadSide, far: ReadSide) -> Iterator[tuple[LogicalPath, int]]:
+    """The lists of a side that a rule's path names an item of, and the number of that; the far side may have more of them."""
+    for end, name in enumerate(names):
+        number = int_key(name) if name.isdecimal() else None
+        if number is None:
+            continue
+        is_glob = any("*" in each for each in names[:end])
+        for node in side.item_counts if is_glob else [names[:end]]:
+            count = side.item_counts.get(node, 0)
+            if not count or not glob_means(names[:end], node):
+                continue
+            if number < max(count, far.item_counts.get(node, 0)):
+                yield node, number
+
+
+def called_apart(sides: ReadSides, rules: Sequence[Rule]) -> set[tuple[LogicalPath, str]]:
+    """Siblings of which rules call one by its own name: the node that they are in, and what their names begin with."""
+    found: set[tuple[LogicalPath, str]] = set()
+    if not rules:
+        return found
+    words = _Words.of(rules, 0), _Words.of(rules, 1)
+    sides = _with_items_apart(sides, words)
+    for at, near in enumerate(sides):
+        for (head, _, stem), members in _siblings(near).items():
+            node = (*head, stem.strip("_-.")) if stem else head
+            held = {(*head, f"{stem}{number}"): each for number, each in members.items()}
+            if words[at].tell_apart(near, node, held, sides[1 - at]):
+                found.add((head, stem))
+    return found
+
+
+def _beginnings(side: ReadSide) -> set[LogicalPath]:
+    """Every path that a leaf of a side stands at or below, from the root and in the model."""
+    found: set[LogicalPath] = set()
+    for row in side.layout.rows:
+        for path in (row.path, row.model_path):
+            for end in range(1, len(path) + 1):
+                found.add(path[:end])
+    return found
+
 
 def names_in(rule: Rule) -> Iterator[str]:
     """The segments of all paths of a rule."""
     for field in dataclasses.fields(rule):
-        yield from _segments(getattr(rule, field.name))
+        for path in _paths(getattr(rule, field.name)):
+            yield from path
 
 
-def _segments(value: object) -> Iterator[str]:
-    """The segments of a path, or of several: a field of a rule may hold numbers and values too."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, tuple):
-        parts: tuple[object, ...] = value
-        for part in parts:
-            yield from _segments(part)
+def _paths(value: object) -> Iterator[LogicalPath]:
+    """The paths that a field of a rule holds, one or several: it may hold numbers and values too."""
+    if not isinstance(value, tuple):
+        return
+    parts: tuple[object, ...] = value
+    segments = [part for part in parts if isinstance(part, str)]
+    if segments:
+        yield tuple(segments)
+    for part in parts:
+        yield from _paths(part)
 
 
 def _lists(near: ReadSide, far: ReadSide, words: _Words, *, asked: bool) -> Iterator[str]:
@@ -152,11 +354,14 @@ def _lists(near: ReadSide, far: ReadSide, words: _Words, *, asked: bool) -> Iter
         if not is_list and not asked:
             # Where the other side has a member under its own name, they join one by one.
             apart = any((*head, member) in far.nodes for member in names)
+            # A rule that speaks of one member means it as a node.
+            if not apart and (words.has_stars or not names.isdisjoint(words.segments)):
+                held = {(*head, f"{stem}{number}"): each for number, each in members.items()}
+                apart = words.tell_apart(near, (*head, name) if stem else head, held, far)
             is_list = not apart and (
                 _is_shown(head, name, stem, members, far)
                 or (
                     (len(members), _weights_held(members[first])) in strangers
-                    # A rule that speaks of one member means it as a node.
                     and names.isdisjoint(words.segments)
                 )
             )

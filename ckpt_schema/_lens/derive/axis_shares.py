@@ -20,7 +20,7 @@ from ckpt_schema._lens.derive.row_parts import RowPart, Within
 from ckpt_schema._lens.spellings import of_dim
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["AxisShare", "axis_shares", "cut_by", "undecided_share"]
+__all__ = ["AxisShare", "axes_of_parts", "axis_shares", "cut_by", "is_told", "undecided_share"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -220,18 +220,38 @@ def _undeclared(row: Row, parts: Sequence[Row]) -> str:
     ``a 3*b -> a b`` where the parts stand one after the other, ``a b*3 -> a b`` where they take turns.
     """
     shape = dims_.sizes_of(row.leaf.dims, {})
-    part_shapes = [dims_.sizes_of(part.leaf.dims, {}) for part in parts]
-    if shape is None or None in part_shapes:
+    if shape is None or None in [dims_.sizes_of(part.leaf.dims, {}) for part in parts]:
         return ""
-    count, letters = len(parts), "abcdefgh"[: len(shape)]
-    axes = [at for at in range(len(shape)) if _joined_along(shape, part_shapes, at)]
+    axes = axes_of_parts(row, parts)
     # None where the parts have more axes than the whole: nobody could guess which become one.
-    if len(axes) != 1:
+    if axes is None:
         return (
             "sizes alone do not say how; write the axes of the whole, and then those of its parts, "
             'such as axes="embed 3*heads*dim -> embed heads dim"'
         )
+    after, among = axes
+    hint = f"sizes alone do not say how: axes={after!r} where the parts stand one after the other"
+    return f"{hint}, axes={among!r} where their elements take turns" if among else hint
+
+
+def axes_of_parts(row: Row, parts: Sequence[Row]) -> tuple[str, str] | None:
+    """What is written for ``axes=`` of a leaf and its parts, of which sizes alone are known.
+
+    Args:
+        row: The row of the whole.
+        parts: Those of the parts.
+
+    Returns:
+        It where the parts stand one after the other; and where their elements take turns, which is
+        empty for parts of several sizes. None where no one axis is as long as theirs together.
+    """
+    shape = dims_.sizes_of(row.leaf.dims, {})
+    part_shapes = [dims_.sizes_of(part.leaf.dims, {}) for part in parts]
+    axes = [at for at in range(len(shape or ())) if _joined_along(shape or (), part_shapes, at)]
+    if shape is None or len(axes) != 1:
+        return None
     (at,) = axes
+    count, letters = len(parts), "abcdefgh"[: len(shape)]
 
     def with_axis(word: str) -> str:
         return " ".join((*letters[:at], word, *letters[at + 1 :]))
@@ -239,17 +259,20 @@ def _undeclared(row: Row, parts: Sequence[Row]) -> str:
     if len(set(part_shapes)) == 1:
         one = " ".join(letters)
         after, among = with_axis(f"{count}*{letters[at]}"), with_axis(f"{letters[at]}*{count}")
-        return (
-            f"sizes alone do not say how: axes='{after} -> {one}' where the parts stand one after "
-            f"the other, axes='{among} -> {one}' where their elements take turns"
-        )
+        return f"{after} -> {one}", f"{among} -> {one}"
     # Parts of several sizes can only stand one after the other.
     names = [f"{letters[at]}{number}" for number in range(count)]
     whole, spelled = with_axis("+".join(names)), ", ".join(map(with_axis, names))
-    return (
-        f"sizes alone do not say how: axes='{whole} -> {spelled}' "
-        "where the parts stand one after the other"
-    )
+    return f"{whole} -> {spelled}", ""
+
+
+def is_told(row: Row, parts: Sequence[Row]) -> bool:
+    """Whether the classes of a leaf and of some others say by themselves how these share an axis of it."""
+    fitting: list[AxisShare] = []
+    for share in _shared(row.leaf.dims, len(parts), None):
+        if _fits(row, share, parts):
+            fitting.append(share)
+    return len(fitting) == 1 or (not fitting and len([*_shared_by(row, parts, None)]) == 1)
 
 
 def _joined_along(

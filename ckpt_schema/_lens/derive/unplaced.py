@@ -20,6 +20,8 @@ from ckpt_schema._layouts.streams import is_raw_key
 from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.derive.alignment import Alignment
 from ckpt_schema._lens.derive.copies_of_weights import CopyOfWeights, copy_of_weights
+from ckpt_schema._lens.derive.fuse_guesses import FuseGuess, fuse_guesses
+from ckpt_schema._lens.derive.lone_arrays import LoneArrays, lone_arrays
 from ckpt_schema._lens.derive.nameless_states import nameless_rows, nameless_told
 from ckpt_schema._lens.derive.partners import Loose, partners, renames
 from ckpt_schema._lens.derive.restarts import Lost, restarts
@@ -78,6 +80,8 @@ def unplaced(
         back[there] = here
         if here in ours:
             theirs[there] = ours[here]
+    guesses = fuse_guesses(loose, (judged.certain, back))
+    arrays = lone_arrays(source, view, loose)
     nameless = _nameless(source, view, lost), _nameless(view, source, lost[::-1])
     # An average of the weights may be called otherwise.
     copy = copy_of_weights(source, view, loose, rules)
@@ -101,6 +105,8 @@ def unplaced(
                 streams=_streams(near),
                 said=said_paths(near, far),
                 nameless=nameless[at],
+                arrays=arrays,
+                guesses=guesses,
                 copy=copy,
                 is_view=is_view,
             )
@@ -109,7 +115,8 @@ def unplaced(
         states.append(
             Lost(near, far, called[at], placed[at], state, alone, told[1 - at], is_view=is_view)
         )
-    yield from restarts((states[0], states[1]), alignment)
+    for fault in restarts((states[0], states[1]), alignment):
+        yield arrays.told(fault)
     # The first lines of an error are read most, and those of the weights say what to do first.
     last: list[Mismatch] = []
     for side, of_state in zip(sides, states, strict=True):
@@ -284,6 +291,8 @@ class _Side:
         streams: The nodes of this side that are a key and the count beside it, as each stream of NNX.
         said: What rules call each leaf of this side.
         nameless: What is said of leaves that may be what the far side's optimizer keeps, by path.
+        arrays: What is said where a whole model is one array.
+        guesses: The leaves of either side that may be one leaf of the other.
         copy: The rule that joins a tree like the weights with the far side's, if there is one.
         is_view: Whether the first is the view.
     """
@@ -297,6 +306,8 @@ class _Side:
     streams: frozenset[LogicalPath]
     said: Mapping[LogicalPath, LogicalPath]
     nameless: Mapping[LogicalPath, str]
+    arrays: LoneArrays
+    guesses: Sequence[FuseGuess]
     copy: CopyOfWeights | None = None
     is_view: bool = False
 
@@ -304,11 +315,35 @@ class _Side:
         """The fault of one row, and of those that mirror it."""
         row = self.near.rows[number]
         # From what is certain to what is likely: the first that holds is told, and no other.
-        hint, rules = self._certain_cure(number, row) or self._likely_cure(number, row)
+        guesses: tuple[Rule, ...] = ()
+        cure = self._certain_cure(number, row)
+        if cure is None:
+            cure = self._likely_cure(number, row)
+            guess = self._guess(row)
+            if guess is not None:
+                cure, guesses = (guess[0], ()), guess[1]
+        hint, rules = cure
         expected = f"a partner in {self.far.name}"
         found = f"{row.stored} in {self.near.name} alone"
-        where, also = "/".join(row.path), tuple(mirrors)
-        return Mismatch(where, "unplaced", expected, found, hint, rules=rules, also=also)
+        return Mismatch(
+            "/".join(row.path),
+            "unplaced",
+            expected,
+            found,
+            hint,
+            rules=rules,
+            guesses=guesses,
+            also=tuple(mirrors),
+        )
+
+    def _guess(self, row: Row) -> tuple[str, tuple[Rule, ...]] | None:
+        """What is said of a leaf that may be several of the far side, or one of several."""
+        for guess in self.guesses:
+            if guess.whole.row is row:
+                return guess.cure, (guess.rule,)
+            if any(part.row is row for part in guess.parts):
+                return guess.cure_of_part, (guess.rule,)
+        return None
 
     def _certain_cure(self, number: int, row: Row) -> tuple[str, tuple[Rule, ...]] | None:
         """What places a row whose partner is beyond doubt, and the rules that do so."""
@@ -318,6 +353,8 @@ class _Side:
             if self.copy.is_certain:
                 return f"{told}; {self.copy.rule} joins them", (self.copy.rule,)
             return f"{told}; the lines for the weights come first", ()
+        if row in self.arrays:
+            return self.arrays.cure(row)
         if number not in self.certain:
             return None
         only = paths.format_path(self.far.rows[self.certain[number]].key)
