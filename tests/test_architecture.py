@@ -249,11 +249,13 @@ ORDER = """
     orbax._whereabouts
     orbax._private_leaves
     discovery._leaf_pieces
+    discovery._leaf_ways
     discovery._models
     discovery._points
     discovery._roles
     discovery._layer_levels
     discovery._known_leaves
+    discovery._even_choices
     discovery._cutting
     discovery._mutes
     discovery._candidate_changes

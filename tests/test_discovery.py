@@ -19,7 +19,7 @@ from support.profiles import sampled
 import ckpt_schema as cs
 from ckpt_schema.discovery import DiscoveryError, discover
 from ckpt_schema.discovery._known_leaves import KnownLeaves
-from ckpt_schema.discovery._leaf_pieces import cuts_into
+from ckpt_schema.discovery._leaf_ways import cuts_into
 from ckpt_schema.discovery._models import JaxModel
 from ckpt_schema.testing import assert_discovered
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import bisect
 import collections
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,18 +12,28 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ckpt_schema.discovery._even_choices import (
+    FormCounts,
+    PieceOption,
+    even_choices,
+    least_unlike,
+)
 from ckpt_schema.discovery._known_leaves import KnownLeaves
 from ckpt_schema.discovery._leaf_pieces import (
     AxisSizes,
     LeafPiece,
     Recode,
-    cuts_into,
     divided_factor,
     form_of,
-    joined_forms,
     narrowed_factor,
+)
+from ckpt_schema.discovery._leaf_ways import (
+    LeafWay,
+    cuts_into,
+    forms_of_cuts,
+    joined_forms,
     unstacked_forms,
-    whole_piece,
+    whole_way,
 )
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._points import in_axis_order, shared_block
@@ -33,10 +43,6 @@ __all__ = ["Cutting", "ReadingChange", "ReadingChanges", "changed"]
 
 Models = tuple[RunnableModel, RunnableModel]
 Array = np.ndarray[Any, Any]
-Counts = collections.Counter[AxisSizes]
-
-_MOST_STATES = 400
-_MOST_BASES = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +64,6 @@ class ReadingChange:
 
 
 ReadingChanges = frozenset[ReadingChange]
-_Gap = frozenset[tuple[AxisSizes, int]]
 _LeafReading = tuple[int, Recode | None, tuple[tuple[int, int], ...]]
 """Of one leaf: the number of its way, its values, and the sizes that are cut in parts."""
 
@@ -80,12 +85,7 @@ def changed(base: ReadingChanges, more: ReadingChanges) -> ReadingChanges:
 
 
 class Cutting:
-    """The pieces of both models, and their values, under any reading. Each leaf is cut once in each way.
-
-    Attributes:
-        bases: The readings to begin with, which change no values: under each, both models have as many
-            pieces of each form, as two models of one function do.
-    """
+    """The pieces of both models, and their values, under any reading. Each leaf is cut once in each way."""
 
     def __init__(self, models: Models, seed: int, known: KnownLeaves) -> None:
         """Finds the ways to cut each leaf into pieces that the other model can have too.
@@ -99,18 +99,16 @@ class Cutting:
             DiscoveryError: A leaf cannot be cut into the parts that a rule names.
         """
         self._models, self._seed, self._known = models, seed, known
-        forms = _common_forms(models)
         settled = _settled_forms(models, known)
         # Leaves of one shape have the same ways: a model of a hundred layers has a dozen shapes.
-        self._ways: list[dict[object, list[list[LeafPiece]]]] = []
+        self._ways: list[dict[object, list[LeafWay]]] = []
         for side, model in enumerate(models):
-            ways: dict[object, list[list[LeafPiece]]] = {}
+            ways: dict[object, list[LeafWay]] = {}
             for name, shape in model.shapes.items():
                 likeness = self._likeness(side, name)
                 if likeness not in ways:
                     stays = form_of(shape) in settled
-                    whole = [[whole_piece("", shape)]]
-                    possible = whole if stays else cuts_into(shape, forms)
+                    possible = [whole_way(shape)] if stays else cuts_into(shape, self._forms)
                     ways[likeness] = known.ways(side, name, possible)
             self._ways.append(ways)
         # Thousands of readings are tried, and each is new for a few leaves alone: what the others
@@ -118,9 +116,13 @@ class Cutting:
         self._cut: dict[tuple[int, str, _LeafReading], list[LeafPiece]] = {}
         self._held: dict[tuple[int, str, _LeafReading, AxisSizes | None], Array] = {}
         self._blocks: dict[AxisSizes, Array] = {}
-        self.bases = self._balanced()
 
-    def ways(self, side: int, name: str) -> Sequence[list[LeafPiece]]:
+    @functools.cached_property
+    def _forms(self) -> set[AxisSizes]:
+        # Not asked for where as many leaves of each form are on both sides: it takes long.
+        return _common_forms(self._models)
+
+    def ways(self, side: int, name: str) -> Sequence[LeafWay]:
         """The ways to cut a leaf, the least cutting first."""
         return self._ways[side][self._likeness(side, name)]
 
@@ -167,7 +169,7 @@ class Cutting:
             current = taken.get((side, names[0]), 0)
             alike: list[ReadingChange] = []
             for number, way in enumerate(ways):
-                if number != current and _form_counts(way) == _form_counts(ways[current]):
+                if number != current and way.forms == ways[current].forms:
                     alike.append(ReadingChange("cut", side, names, number))
             if alike:
                 others.append(alike)
@@ -237,28 +239,32 @@ class Cutting:
 
     # --- Where to begin  ---
 
-    def _balanced(self) -> list[ReadingChanges]:
-        """Ways to cut leaves under which both models have as many pieces of each form.
+    def bases(self) -> Iterator[ReadingChanges]:
+        """The readings to begin with, which change no values: both models have as many pieces of each form.
 
-        A stack of heads may have the form of another leaf as it stands; counting tells that it is none.
-        All leaves of one shape are cut alike, or where nothing comes out even so, those of one kind;
-        where nothing does at all, what is the least unlike is begun with.
+        So it is with two models of one function. A stack of heads may have the form of another leaf as
+        it stands; counting tells that it is none. All leaves of one shape are cut alike, or where
+        nothing comes out even so, those of one kind; where nothing does at all, what is the least
+        unlike is begun with.
         """
-        options: list[list[_Option]] = []
+        options: list[list[PieceOption]] = []
         for is_kind in (False, True):
             options = self._options(is_kind)
-            bases = _even(options)
-            if bases:
-                return bases
-        return [_least_unlike(options)]
+            is_even = False
+            for base in even_choices(options):
+                is_even = True
+                yield base
+            if is_even:
+                return
+        yield least_unlike(options)
 
-    def _options(self, is_kind: bool) -> list[list[_Option]]:
+    def _options(self, is_kind: bool) -> list[list[PieceOption]]:
         """For each group of leaves that are cut alike, what they may be cut into.
 
         Leaves of one size come after one another, for they are likely each other's: so little is left
         over on the way.
         """
-        sized: list[tuple[int, list[_Option]]] = []
+        sized: list[tuple[int, list[PieceOption]]] = []
         for side, names in self._groups(is_kind=is_kind):
             size = math.prod(self._models[side].shapes[names[0]]) * len(names)
             sized.append((size, self._group_options(side, names)))
@@ -275,154 +281,28 @@ class Cutting:
             for names in groups.values():
                 yield side, tuple(names)
 
-    def _group_options(self, side: int, names: tuple[str, ...]) -> list[_Option]:
+    def _group_options(self, side: int, names: tuple[str, ...]) -> list[PieceOption]:
         # The view's pieces are counted below zero, so that what is even adds up to nothing.
         sign = 1 if side == 0 else -1
-        by_forms: dict[object, _Option] = {}
+        by_forms: dict[object, PieceOption] = {}
         for number, way in enumerate(self.ways(side, names[0])):
-            counts = _form_counts(way)
-            total: Counts = Counts()
-            for form, count in counts.items():
+            total: FormCounts = FormCounts()
+            for form, count in way.forms.items():
                 total[form] = sign * count * len(names)
             # The first way is what a reading that says nothing takes, and so it costs the least.
             change = ReadingChange("cut", side, names, number)
             changes = frozenset({change} if number else ())
-            option = _Option(total, len(way) - 1 + bool(number), changes)
+            option = PieceOption(total, len(way) - 1 + bool(number), changes)
             # Ways into the same forms are tried by the search.
-            by_forms.setdefault(frozenset(counts.items()), option)
+            by_forms.setdefault(frozenset(way.forms.items()), option)
         return list(by_forms.values())
-
-
-@dataclasses.dataclass(frozen=True)
-class _Option:
-    """What some leaves may be cut into.
-
-    Attributes:
-        counts: How many pieces of each form; those of the view are negative.
-        cost: How much cutting it is.
-        changes: The change that says it.
-    """
-
-    counts: Counts
-    cost: int
-    changes: ReadingChanges
-
-
-_Entry = tuple[int, int, "_Chain"]
-"""A choice of options so far: its cost, a number that no other has, and the options, the last first."""
-
-_Chain = tuple["_Option", "_Chain"] | None
-
-
-def _even(options: Sequence[Sequence[_Option]]) -> list[ReadingChanges]:
-    """The choices of one option each whose counts add up to nothing, the least cutting first.
-
-    Groups are gone through one after the other; what is kept of each choice is what does not yet come
-    out even. After a source of two kernels (4, 6) that is {(4, 6): 2}; of all choices that leave the
-    same gap, the cheapest are kept.
-    """
-    later = _forms_later(options)
-    # No two entries have one number, so that chains, which have no order, are never compared.
-    numbers = itertools.count()
-    states: dict[_Gap, list[_Entry]] = {frozenset(): [(0, next(numbers), None)]}
-    for group, group_options in enumerate(options):
-        # Forms that no later group has come out even here or never.
-        closing = set(later[group - 1]) if group else set()
-        for option in group_options:
-            closing |= option.counts.keys()
-        closing -= later[group]
-        following: dict[_Gap, list[_Entry]] = {}
-        for gap, entries in states.items():
-            before = dict(gap)
-            for option in group_options:
-                left = _gap_after(before, option, closing)
-                if left is None:
-                    continue
-                kept = following.setdefault(left, [])
-                for cost, _, chain in entries:
-                    total = cost + option.cost
-                    # Entries come in order of cost: those behind this one cost no less.
-                    if len(kept) == _MOST_BASES and total >= kept[-1][0]:
-                        break
-                    bisect.insort(kept, (total, next(numbers), (option, chain)))
-                    del kept[_MOST_BASES:]
-        # A gap of few forms is likelier to close.
-        fewest = sorted(following.items(), key=lambda item: (len(item[0]), item[1][0][0]))
-        states = dict(fewest[:_MOST_STATES])
-    return [_chosen(chain) for _, _, chain in states.get(frozenset(), [])]
-
-
-def _gap_after(
-    before: Mapping[AxisSizes, int], option: _Option, closing: set[AxisSizes]
-) -> _Gap | None:
-    """What does not come out even with one option more; None where that is of a form that no later option has."""
-    # It runs some hundred thousand times, as `_even` tries each option beside each gap.
-    total = dict(before)
-    for form, count in option.counts.items():
-        total[form] = total.get(form, 0) + count
-    if any(total.get(form) for form in closing):
-        return None
-    return frozenset(item for item in total.items() if item[1])
-
-
-def _chosen(chain: _Chain) -> ReadingChanges:
-    """The changes of all options of a choice."""
-    changes: ReadingChanges = frozenset()
-    while chain is not None:
-        option, chain = chain
-        changes |= option.changes
-    return changes
-
-
-def _least_unlike(options: Sequence[Sequence[_Option]]) -> ReadingChanges:
-    """The choice that leaves the forms least unlike; one option is bettered after the other."""
-    chosen = [group_options[0] for group_options in options]
-    # Counters add and subtract what is below zero too, by `update` and `subtract` alone.
-    gap: Counts = Counts()
-    for option in chosen:
-        gap.update(option.counts)
-    # Each round exchanges the one option that helps the most, until none does.
-    while True:
-        best: tuple[int, int, _Option, Counts] | None = None
-        for group, group_options in enumerate(options):
-            for option in group_options:
-                moved = gap.copy()
-                moved.subtract(chosen[group].counts)
-                moved.update(option.counts)
-                gain = _unlike(gap) - _unlike(moved)
-                if gain > (0 if best is None else best[0]):
-                    best = gain, group, option, moved
-        if best is None:
-            break
-        _, group, option, gap = best
-        chosen[group] = option
-    changes: ReadingChanges = frozenset()
-    for option in chosen:
-        changes |= option.changes
-    return changes
-
-
-def _unlike(gap: Counts) -> int:
-    """How many pieces have no partner of their form."""
-    return sum(map(abs, gap.values()))
-
-
-def _forms_later(options: Sequence[Sequence[_Option]]) -> list[set[AxisSizes]]:
-    """For each place in the options, the forms that those behind it may still have."""
-    later: list[set[AxisSizes]] = []
-    forms: set[AxisSizes] = set()
-    for group_options in reversed(options):
-        later.append(set(forms))
-        for option in group_options:
-            forms |= option.counts.keys()
-    return later[::-1]
 
 
 def _settled_forms(models: Models, known: KnownLeaves) -> set[AxisSizes]:
     """The forms that as many leaves of both models have: these are not cut, unless they are known to be."""
-    counts: list[Counts] = []
+    counts: list[FormCounts] = []
     for side, model in enumerate(models):
-        forms: Counts = Counts()
+        forms: FormCounts = FormCounts()
         for leaf, shape in model.shapes.items():
             if not known.mark(side, leaf):
                 forms[form_of(shape)] += 1
@@ -449,21 +329,13 @@ def _common_forms(models: Models) -> set[AxisSizes]:
     made = [set(forms) for forms in joined]
     for side, shapes_of_side in enumerate(shapes):
         for shape in shapes_of_side:
-            apart[side] |= _forms_of(cuts_into(shape, joined[1 - side], joins=False))
-            made[side] |= _forms_of(cuts_into(shape, joined[1 - side]))
+            apart[side] |= forms_of_cuts(shape, joined[1 - side], joins=False)
+            made[side] |= forms_of_cuts(shape, joined[1 - side], joins=True)
     # One of the two has it without joining: what both only have joined, both have apart.
     return (apart[0] & made[1]) | (made[0] & apart[1])
 
 
-def _form_counts(way: Sequence[LeafPiece]) -> Counts:
-    return collections.Counter(piece.form for piece in way)
-
-
-def _forms_of(ways: Sequence[Sequence[LeafPiece]]) -> set[AxisSizes]:
-    return {piece.form for piece in itertools.chain(*ways)}
-
-
-def _halved(way: Sequence[LeafPiece], parts: Mapping[int, int]) -> list[LeafPiece]:
+def _halved(way: LeafWay, parts: Mapping[int, int]) -> list[LeafPiece]:
     """Pieces whose axes of given sizes are cut in as many parts, as gates are that both sides fuse otherwise."""
     pieces = list(way)
     for size, count in parts.items():

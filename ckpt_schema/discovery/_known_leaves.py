@@ -14,7 +14,8 @@ from ckpt_schema._lens.read_sides import ReadSide
 from ckpt_schema._lens.rules import Fuse, Rename, Rule, verify_rules
 from ckpt_schema._lens.value_rules import Factor, Offset
 from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels
-from ckpt_schema.discovery._leaf_pieces import LeafPiece, Recode, narrowed_factor, whole_piece
+from ckpt_schema.discovery._leaf_pieces import Recode
+from ckpt_schema.discovery._leaf_ways import LeafWay, layers_way
 from ckpt_schema.discovery._models import DiscoveryError, RunnableModel
 from ckpt_schema.errors import Mismatch
 
@@ -59,7 +60,7 @@ class KnownLeaves:
         stacks, parts = self.stacks[side].get(leaf), self.parts[side].get(leaf)
         return (stacks, parts) if stacks or parts else None
 
-    def ways(self, side: int, leaf: str, ways: list[list[LeafPiece]]) -> list[list[LeafPiece]]:
+    def ways(self, side: int, leaf: str, ways: list[LeafWay]) -> list[LeafWay]:
         """The ways to cut a leaf that are what is known of it.
 
         Raises:
@@ -69,11 +70,11 @@ class KnownLeaves:
         if stacks:
             # Layers on the axis that is given: where no way has them, the leaf in layers is the one.
             apart = [way for way in ways if _is_in_layers(way, stacks)]
-            ways = apart or [_layers(whole_piece("", ways[0][0].leaf_shape), stacks)]
+            ways = apart or [layers_way(ways[0].whole.leaf_shape, stacks)]
         if parts is None:
             return ways
         # A fuse of three on a stack of two layers is six pieces.
-        shape = ways[0][0].leaf_shape
+        shape = ways[0].whole.leaf_shape
         count = parts * math.prod(shape[axis] for axis in stacks)
         fitting = [way for way in ways if len(way) == count]
         if not fitting:
@@ -244,24 +245,12 @@ class _RuleReader:
             self.faults.append(Mismatch(str(rule), "rule", expected, found, hint))
 
 
-def _is_in_layers(way: Sequence[LeafPiece], stacks: Sequence[int]) -> bool:
+def _is_in_layers(way: LeafWay, stacks: Sequence[int]) -> bool:
     """Whether each piece of a way has one index of each of these axes."""
-    for piece in way:
+    # Pieces of one way have the same of each such axis, or none of them has one index of it.
+    for piece in way.samples:
         for axis in stacks:
             start, stop = piece.spans[piece.first_factor(axis)]
             if stop != start + 1:
                 return False
     return True
-
-
-def _layers(whole: LeafPiece, stacks: Sequence[int]) -> list[LeafPiece]:
-    """A leaf in pieces of one index of each of these axes."""
-    pieces = [whole]
-    for axis in stacks:
-        layers: list[LeafPiece] = []
-        for piece in pieces:
-            # Each axis of a whole leaf is one factor, which has the number of the axis.
-            for index in range(whole.leaf_shape[axis]):
-                layers.append(narrowed_factor(piece, axis, (index, index + 1)))
-        pieces = layers
-    return pieces

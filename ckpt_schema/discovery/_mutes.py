@@ -16,6 +16,7 @@ import numpy as np
 
 from ckpt_schema.discovery._cutting import Cutting, ReadingChange, ReadingChanges
 from ckpt_schema.discovery._leaf_pieces import AxisSizes, LeafPiece
+from ckpt_schema.discovery._leaf_ways import LeafWay
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._points import gradients_at, relative_gap
 
@@ -134,11 +135,11 @@ class Suspicion:
         """Whether both models still have as many pieces of each form, where they have now."""
         if not self._is_even or change.what != "cut":
             return True
-        after = _form_counts(self._way(change, change.names[0]))
+        after = self._way(change, change.names[0]).forms
         return all(self._forms[change.side][name] == after for name in change.names)
 
-    def _way(self, change: ReadingChange, name: str) -> Sequence[LeafPiece]:
-        """The pieces that a change cuts a leaf into."""
+    def _way(self, change: ReadingChange, name: str) -> LeafWay:
+        """The way that a change cuts a leaf in."""
         ways = self._cutting.ways(change.side, name)
         return ways[min(change.how, len(ways) - 1)]
 
@@ -162,7 +163,7 @@ class Suspicion:
             return bool(change.how.offset) and bool(set(change.names) & mute.own[change.side])
         # Cut otherwise, a silent leaf is no longer all zero, or it is zero in another part.
         for name in change.names:
-            after = set(_form_counts(self._way(change, name)))
+            after = set(self._way(change, name).forms)
             before = set(self._forms[change.side].get(name, ()))
             if mute.form in after | before and not after == before == {mute.form}:
                 return True

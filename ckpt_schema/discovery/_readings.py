@@ -94,7 +94,7 @@ class Search:
         # Most pairs of models agree here, where cutting is all that tells them apart. It is a
         # generator, so that the caller matches what it gets before more is searched.
         bases: list[Reading] = []
-        for number, base in enumerate(self.cutting.bases):
+        for number, base in enumerate(self.cutting.bases()):
             reading = self._reading(base)
             bases.append(reading)
             if reading.noise >= self.agrees and number < _VARIED:
