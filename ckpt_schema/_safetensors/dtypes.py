@@ -9,8 +9,9 @@ import numpy as np
 
 __all__ = ["RANKS", "UNREAD_DTYPES", "dtype_named", "name_of_dtype"]
 
-# In the order in which `safetensors` lays tensors out: the widest first, so that each is aligned.
-_NAMES = {
+# The dtype here by its name in the format. The order is the one in which `safetensors` lays
+# tensors out: the widest first, so that each is aligned.
+_DTYPES = {
     "U64": "uint64",
     "I64": "int64",
     "F64": "float64",
@@ -25,6 +26,7 @@ _NAMES = {
     "F8_E5M2FNUZ": "float8_e5m2fnuz",
     "F8_E4M3FNUZ": "float8_e4m3fnuz",
     "F8_E8M0": "float8_e8m0fnu",
+    # The format has no name for jax's float8_e4m3, which has infinities: this one has none.
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
     "I8": "int8",
@@ -32,13 +34,13 @@ _NAMES = {
     "BOOL": "bool",
 }
 
-RANKS = {name: rank for rank, name in enumerate(_NAMES)}
+RANKS = {name: rank for rank, name in enumerate(_DTYPES)}
 """Where tensors of a dtype stand in a file that `safetensors` writes: those of a lower rank first."""
 
 UNREAD_DTYPES = ("F4", "F6_E2M3", "F6_E3M2")
 """Dtypes of fewer than 8 bits, several elements of which share a byte: no array of NumPy does."""
 
-_TOLD = {own: name for name, own in _NAMES.items()}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def dtype_named(name: str) -> np.dtype[Any]:
@@ -48,7 +50,8 @@ def dtype_named(name: str) -> np.dtype[Any]:
         >>> dtype_named("BF16"), dtype_named("F8_E4M3").itemsize
         (dtype(bfloat16), 1)
     """
-    return jnp.dtype(_NAMES[name])
+    # jax's, not NumPy's: NumPy alone knows no bfloat16.
+    return jnp.dtype(_DTYPES[name])
 
 
 def name_of_dtype(dtype: object) -> str | None:
@@ -58,4 +61,4 @@ def name_of_dtype(dtype: object) -> str | None:
         >>> name_of_dtype(np.dtype("float32")), name_of_dtype(np.dtype("complex128"))
         ('F32', None)
     """
-    return _TOLD.get(str(dtype))
+    return _NAMES.get(str(dtype))

@@ -52,6 +52,10 @@ class Tensor:
     start: int
 
 
+_Placed = tuple[int, int, Tensor]
+"""Where in the buffer a tensor begins and ends, and the tensor."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Header:
     """What a file says of itself.
@@ -74,6 +78,7 @@ def read_header(file: epath.Path) -> Header:
         with file.open("rb") as opened:
             head = opened.read(LENGTH_BYTES)
             length = int.from_bytes(head, "little")
+            # Before the text is read: a damaged length could ask for all memory.
             fault = _of_length(file, head, length, size)
             if fault is not None:
                 return Header(faults=(fault,))
@@ -87,14 +92,16 @@ def read_header(file: epath.Path) -> Header:
 def _of_length(file: epath.Path, head: bytes, length: int, size: int) -> Mismatch | None:
     """What is wrong with the length of a header, if anything is."""
     expected = "a safetensors file"
+    # A clone without Git LFS has small texts in the place of files: "version https://git-lfs...".
     if head == b"version ":
         hint = "git lfs pull, or a download of the file itself, gets what it stands for"
         return _fault(file.name, expected, "a pointer of Git LFS", hint)
     if len(head) < LENGTH_BYTES:
         return _fault(file.name, expected, counted(len(head), "byte"), _COPY)
-    if length > min(size - LENGTH_BYTES, _LONGEST):
-        most = f"a header of at most {min(size - LENGTH_BYTES, _LONGEST)} bytes"
-        return _fault(file.name, most, f"one that claims {length}", _COPY)
+    longest = min(size - LENGTH_BYTES, _LONGEST)
+    if length > longest:
+        expected = f"a header of at most {longest} bytes"
+        return _fault(file.name, expected, f"one that claims {length}", _COPY)
     return None
 
 
@@ -117,55 +124,63 @@ class _Reading:
 
     def header(self, text: bytes) -> Header:
         """The header that a text is."""
-        told = self._told(text)
-        metadata = self._metadata(told.pop("__metadata__", {}))
-        tensors: list[tuple[int, int, Tensor]] = []
-        for name, entry in told.items():
-            tensors += self._tensor(name, entry)
-        if not self.faults:  # a tensor that cannot be placed would leave a hole of its own
-            tensors.sort(key=lambda placed: placed[:2])
-            self._verify_whole(tensors)
+        entries = self._entries(text)
+        metadata = self._metadata(entries.pop("__metadata__", {}))
+        placed: list[_Placed] = []
+        for name, entry in entries.items():
+            placed += self._tensor(name, entry)
+        # A tensor that cannot be placed would leave a hole, and be told twice.
+        if not self.faults:
+            # By place alone: tensors have no order, and empty ones may begin at the same byte.
+            placed.sort(key=lambda one: one[:2])
+            self._verify_whole(placed)
         if self.faults:
             return Header(faults=tuple(self.faults))
-        start = self.file.stat().length - self.room
-        extents = (dataclasses.replace(one, start=start + at) for at, _, one in tensors)
-        return Header(tuple(extents), metadata)
+        # Headers count from the buffer, and readers of byte ranges from the start of the file.
+        buffer = self.file.stat().length - self.room
+        tensors: list[Tensor] = []
+        for start, _, tensor in placed:
+            tensors.append(dataclasses.replace(tensor, start=buffer + start))
+        return Header(tuple(tensors), metadata)
 
     def say(self, name: str, expected: str, found: str, hint: str = _COPY) -> None:
         """Adds a fault; of a tensor, or of the file where the name is empty."""
         where = f"{self.file.name}: {paths.format_path((name,))}" if name else self.file.name
         self.faults.append(_fault(where, expected, found, hint))
 
-    def _told(self, text: bytes) -> dict[str, Any]:
-        """The header as JSON tells it, which has each name once."""
+    def _entries(self, text: bytes) -> dict[str, Any]:
+        """The header as JSON: an entry for each tensor, and one for the metadata."""
         expected = "a header of JSON, an object that begins with a brace"
+        # JSON may begin with blanks, and the format may not.
         if not text.startswith(b"{"):
             self.say("", expected, f"one that begins with {text[:8]!r}")
             return {}
         try:
-            told, twice = parsed(text)
+            entries, twice = parsed(text)
         except ValueError as error:
             self.say("", expected, str(error))
             return {}
+        # Python's own parser keeps the last entry of a name, and forgets the others silently.
         for name in twice:
             self.say(name, "one tensor of a name", "several")
-        return told if isinstance(told, dict) else {}
+        return entries if isinstance(entries, dict) else {}
 
-    def _metadata(self, told: Any) -> Mapping[str, str]:
-        if isinstance(told, dict):
-            pairs = cast(dict[str, Any], told)
+    def _metadata(self, entry: Any) -> Mapping[str, str]:
+        if isinstance(entry, dict):
+            pairs = cast(dict[str, Any], entry)
             if all(isinstance(value, str) for value in pairs.values()):
                 return pairs
-        self.say("__metadata__", "texts by name", shown(told))
+        self.say("__metadata__", "texts by name", shown(entry))
         return {}
 
-    def _tensor(self, name: str, entry: Any) -> Iterator[tuple[int, int, Tensor]]:
-        """A tensor, where its bytes begin and end in the buffer; nothing where that is not told."""
+    def _tensor(self, name: str, entry: Any) -> Iterator[_Placed]:
+        """A tensor, where its bytes begin and end in the buffer; nothing where something is wrong with it."""
         told: Mapping[str, Any] = cast(dict[str, Any], entry) if isinstance(entry, dict) else {}
         if sorted(told) != sorted(_PARTS):
             expected = "dtype, shape and data_offsets"
             self.say(name, expected, ", ".join(told) if told else shown(entry))
             return
+        # All that is wrong with a tensor is told, and then it is left out.
         known = len(self.faults)
         self._verify_dtype(name, told["dtype"])
         shape, offsets = told["shape"], told["data_offsets"]
@@ -178,14 +193,18 @@ class _Reading:
         if len(self.faults) > known:
             return
         dtype = dtype_named(told["dtype"])
+        start, end = offsets
         held = math.prod(shape) * dtype.itemsize
-        if held != offsets[1] - offsets[0]:
+        # (0, 2**62, 2) has no bytes, and NumPy makes no such array: it counts an axis of 0 as 1.
+        counted_by_numpy = math.prod(max(size, 1) for size in shape) * dtype.itemsize
+        if held != end - start:
             expected = f"{held} bytes, as {told['dtype']} of shape {shape} has"
-            self.say(name, expected, f"{offsets[1] - offsets[0]}")
-        elif math.prod(max(size, 1) for size in shape) * dtype.itemsize >= _MOST:
+            self.say(name, expected, f"{end - start}")
+        elif counted_by_numpy >= _MOST:
             self.say(name, "a shape that an array can have", shown(shape))
         else:
-            yield offsets[0], offsets[1], Tensor(self.file, name, dtype, tuple(shape), 0)
+            # Where the tensor begins in the file is known once all tensors are.
+            yield start, end, Tensor(self.file, name, dtype, tuple(shape), 0)
 
     def _verify_dtype(self, name: str, dtype: Any) -> None:
         if isinstance(dtype, str) and dtype in RANKS:
@@ -195,20 +214,23 @@ class _Reading:
             hint = "several of its elements share a byte, which is not read: convert the tensor"
         self.say(name, f"a dtype among {', '.join(RANKS)}", shown(dtype), hint)
 
-    def _verify_whole(self, tensors: list[tuple[int, int, Tensor]]) -> None:
-        """Every byte of the buffer is one tensor's."""
-        at = 0
-        for start, end, tensor in tensors:
-            if start != at:
-                found = f"{start}: {'a hole' if start > at else 'it shares bytes with another'}"
-                self.say(tensor.name, f"bytes from {at} on, where another ends", found)
-            at = max(at, end)
-        if at != self.room:
-            self.say("", f"{at} bytes of tensors", f"{self.room}")
+    def _verify_whole(self, placed: list[_Placed]) -> None:
+        """Every byte of the buffer is one tensor's: bytes of none could hide anything."""
+        reached = 0
+        for start, end, tensor in placed:
+            if start != reached:
+                kind = "a hole" if start > reached else "it shares bytes with another"
+                expected = f"bytes from {reached} on, where another ends"
+                self.say(tensor.name, expected, f"{start}: {kind}")
+            # One that lies within another does not take back what is reached.
+            reached = max(reached, end)
+        if reached != self.room:
+            self.say("", f"{reached} bytes of tensors", f"{self.room}")
 
 
-def _are_sizes(told: Any) -> bool:
+def _are_sizes(entry: Any) -> bool:
     """Whether this is a list of whole numbers, none of them negative."""
-    if not isinstance(told, list):
+    if not isinstance(entry, list):
         return False
-    return all(type(size) is int and 0 <= size < _MOST for size in cast(list[Any], told))
+    # By its type, not `isinstance`: to Python a bool is a whole number.
+    return all(type(size) is int and 0 <= size < _MOST for size in cast(list[Any], entry))

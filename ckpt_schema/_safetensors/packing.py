@@ -61,13 +61,15 @@ def packed(
         ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
     """
     groups = list(_groups(tensors, file_bytes))
+    # A state without tensors is a file too, of no group.
     if len(groups) < 2:
         return [_file(name, dict(tensors), metadata)]
+    # transformers counts from 1: model-00001-of-00002.safetensors.
     stem, _, ending = name.rpartition(".")
-    return [
-        _file(f"{stem}-{number:05}-of-{len(groups):05}.{ending}", group, metadata)
-        for number, group in enumerate(groups, 1)
-    ]
+    files: list[WeightsFile] = []
+    for number, group in enumerate(groups, 1):
+        files.append(_file(f"{stem}-{number:05}-of-{len(groups):05}.{ending}", group, metadata))
+    return files
 
 
 def _groups(
@@ -76,8 +78,10 @@ def _groups(
     """Tensors that go into one file, as many as it takes."""
     group: dict[str, jax.ShapeDtypeStruct] = {}
     room = file_bytes
+    # Layer 2 before layer 10: then the tensors of one layer are in one file, or in two at most.
     for name in sorted(tensors, key=paths.natural):
         size = _bytes(tensors[name])
+        # A tensor larger than a file may be has a file to itself.
         if group and size > room:
             yield group
             group, room = {}, file_bytes
@@ -94,26 +98,32 @@ def _bytes(tensor: jax.ShapeDtypeStruct) -> int:
 def _file(
     name: str, tensors: Mapping[str, jax.ShapeDtypeStruct], metadata: Mapping[str, str]
 ) -> WeightsFile:
-    told: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    starts: dict[str, int] = {}
+    """A file of some tensors, byte for byte as the library safetensors would write it."""
+    # Without metadata the library writes no entry for it.
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offsets: dict[str, int] = {}
     dtypes = {own: name_of_dtype(tensor.dtype) or "" for own, tensor in tensors.items()}
-    at = 0
+    end = 0
     for own in sorted(tensors, key=lambda own: (RANKS[dtypes[own]], own)):
-        end = at + _bytes(tensors[own])
+        start, end = end, end + _bytes(tensors[own])
         shape = list(tensors[own].shape)
-        told[own] = {"dtype": dtypes[own], "shape": shape, "data_offsets": [at, end]}
-        starts[own] = at
-        at = end
-    header = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode()
+        entries[own] = {"dtype": dtypes[own], "shape": shape, "data_offsets": [start, end]}
+        offsets[own] = start
+    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     header += b" " * (-len(header) % _ALIGNED)
+    # The header counts from the buffer. Where the buffer begins is known once the header is.
     buffer = LENGTH_BYTES + len(header)
-    starts = {own: buffer + start for own, start in starts.items()}
-    return WeightsFile(name, header, starts, buffer + at)
+    starts = {own: buffer + offset for own, offset in offsets.items()}
+    return WeightsFile(name, header, starts, buffer + end)
 
 
 def index_of(files: list[WeightsFile]) -> str:
     """The index of several files, as transformers writes it."""
-    total = sum(file.size - LENGTH_BYTES - len(file.header) for file in files)
-    where = {name: file.name for file in files for name in file.starts}
-    told = {"metadata": {"total_size": total}, "weight_map": where}
-    return json.dumps(told, indent=2, sort_keys=True) + "\n"
+    total = 0
+    weight_map: dict[str, str] = {}
+    for file in files:
+        # Of tensors alone: transformers does not count headers either.
+        total += file.size - LENGTH_BYTES - len(file.header)
+        weight_map |= dict.fromkeys(file.starts, file.name)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    return json.dumps(index, indent=2, sort_keys=True) + "\n"

@@ -70,28 +70,32 @@ class Weights:
     @property
     def tree(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The tensors without their values."""
-        return {
-            name: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
-            for name, tensor in self.tensors.items()
-        }
+        tree: dict[str, jax.ShapeDtypeStruct] = {}
+        for name, tensor in self.tensors.items():
+            tree[name] = jax.ShapeDtypeStruct(tensor.shape, tensor.dtype)
+        return tree
 
 
 def place_of(path: epath.PathLike) -> epath.Path:
     """The path from the root. Links stay: a cache of Hugging Face is made of them, and what they lead to has no names."""
     text = os.fspath(path)
-    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111
+    # gs://bucket/folder is no path of this machine, which `abspath` would make of it.
+    if "://" in text:
+        return epath.Path(text)
+    # Not `resolve`: it follows links.
+    return epath.Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111
 
 
 def is_of_weights(path: epath.PathLike) -> bool:
     """Whether a path is that of a folder of Hugging Face, or of a file of such, by its name or by what is in it."""
     place = place_of(path)
-    if place.is_dir():
-        try:
-            children = [child.name for child in place.iterdir()]
-        except OSError:  # what nobody may read is named by whoever reads it
-            return False
-        return any(map(_is_named, children))
-    return _is_named(place.name) and place.exists()
+    if not place.is_dir():
+        return _is_named(place.name) and place.exists()
+    try:
+        children = [child.name for child in place.iterdir()]
+    except OSError:  # what nobody may read is named by whoever reads it
+        return False
+    return any(map(_is_named, children))
 
 
 def _is_named(name: str) -> bool:
@@ -123,8 +127,6 @@ def read_weights(path: epath.PathLike) -> Weights:
             return _of_index(place, file)
         return _whole(place, [(file, read_header(file))], [])
     except OSError as error:  # nobody may look there
-        if isinstance(error, CheckpointMismatchError):
-            raise
         found = (str(error) or type(error).__name__).splitlines()[0]
         raise _refusal(place, found, "check the path, and who may read it") from error
 
@@ -150,25 +152,32 @@ def _meant(place: epath.Path) -> epath.Path:
     files = [name for name in names if name.endswith(_ENDING)]
     # What transformers reads has the usual name; adapters and other forms stand beside it.
     usual = [name for name in (FILE, INDEX) if name in names]
-    found = usual or indices or files
-    if len(found) == 1:
-        return place / found[0]
-    if found:
-        hint = f"pass the path of the one that is meant, such as {place / found[0]}"
+    # An index before files: those that it names stand beside it.
+    candidates = usual or indices or files
+    if len(candidates) == 1:
+        return place / candidates[0]
+    if candidates:
+        hint = f"pass the path of the one that is meant, such as {place / candidates[0]}"
         if not (usual or indices):
             hint += "; files that belong together need the index that names them"
-        raise _refusal(place, f"several: {_listed(found)}", hint)
+        raise _refusal(place, f"several: {_listed(candidates)}", hint)
+    raise _without_weights(place, names)
+
+
+def _without_weights(place: epath.Path, names: list[str]) -> CheckpointMismatchError:
+    """That a folder has no safetensors file, and what reads the files that it has."""
     if _ORBAX_FILES & {*names}:
-        raise _refusal(place, "a checkpoint of Orbax", "ckpt_schema.orbax reads it")
-    others = {name: cure for name in names for end, cure in _CURES.items() if name.endswith(end)}
-    if others:
-        name, cure = next(iter(others.items()))
-        raise _refusal(place, f"no safetensors file, but {name}", cure)
+        return _refusal(place, "a checkpoint of Orbax", "ckpt_schema.orbax reads it")
+    for name in names:
+        for ending, cure in _CURES.items():
+            if name.endswith(ending):
+                return _refusal(place, f"no safetensors file, but {name}", cure)
     found = f"a directory with {_listed(names)}" if names else "an empty directory"
-    raise _refusal(place, found, "check the path")
+    return _refusal(place, found, "check the path")
 
 
 def _listed(names: list[str]) -> str:
+    """The first names, and how many more there are: ``a, b, c and 2 others``."""
     more = f" and {counted(len(names) - _SHOWN, 'other')}" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
 
@@ -187,6 +196,7 @@ def _whole(
         faults += header.faults
         metadata |= header.metadata
         for tensor in header.tensors:
+            # A name that is twice in one file is a fault of its header: here it is in two files.
             first = tensors.setdefault(tensor.name, tensor)
             if first is not tensor:
                 where = f"{file.name}: {paths.format_path((tensor.name,))}"
@@ -207,9 +217,8 @@ def _of_index(place: epath.Path, index: epath.Path) -> Weights:
     """
     faults: list[Mismatch] = []
     wanted = _weight_map(index, faults)
-    names = sorted({*wanted.values()}, key=paths.natural)
     read: list[tuple[epath.Path, Header]] = []
-    for name in names:
+    for name in sorted({*wanted.values()}, key=paths.natural):
         file = index.parent / name
         if not file.exists():
             hint = "a download may be incomplete"
@@ -217,27 +226,30 @@ def _of_index(place: epath.Path, index: epath.Path) -> Weights:
             continue
         header = read_header(file)
         read.append((file, header))
+        # A damaged header has no tensors: each that the index names would be a fault too.
         if not header.faults:
-            faults += _unlike(index, name, wanted, {tensor.name for tensor in header.tensors})
+            present = {tensor.name for tensor in header.tensors}
+            faults += _unlike(index, name, wanted, present)
     return _whole(place, read, faults)
 
 
 def _unlike(
-    index: epath.Path, file: str, wanted: Mapping[str, str], found: set[str]
+    index: epath.Path, file: str, wanted: Mapping[str, str], present: set[str]
 ) -> list[Mismatch]:
     """Where the index and a file differ in what is in the file."""
     named = {name for name, where in wanted.items() if where == file}
     hint = f"the files may be of two models: take another copy of them and of {index.name}"
     differences = (
-        (named - found, "the tensor that the index names", "none"),
+        (named - present, "the tensor that the index names", "none"),
         # One that the index has in another file is told where both files are known.
-        (found - wanted.keys(), "no tensor but those that the index names", "one"),
+        (present - wanted.keys(), "no tensor but those that the index names", "one"),
     )
-    return [
-        Mismatch(f"{file}: {paths.format_path((name,))}", "checkpoint", expected, other, hint)
-        for names, expected, other in differences
-        for name in sorted(names, key=paths.natural)
-    ]
+    faults: list[Mismatch] = []
+    for names, expected, found in differences:
+        for name in sorted(names, key=paths.natural):
+            where = f"{file}: {paths.format_path((name,))}"
+            faults.append(Mismatch(where, "checkpoint", expected, found, hint))
+    return faults
 
 
 def _weight_map(index: epath.Path, faults: list[Mismatch]) -> Mapping[str, str]:
@@ -250,21 +262,26 @@ def _weight_map(index: epath.Path, faults: list[Mismatch]) -> Mapping[str, str]:
         return {}
 
     try:
-        told, twice = parsed(index.read_bytes())
+        entries, twice = parsed(index.read_bytes())
     except ValueError as error:
         return wrong(str(error))
     for name in twice:
         wrong("the name twice", f"{index.name}: {paths.format_path((name,))}")
-    map_: Any = cast(dict[str, Any], told).get("weight_map") if isinstance(told, dict) else None
-    if not isinstance(map_, dict) or not map_:
-        return wrong(shown(told))
-    files = cast(dict[str, Any], map_)
+    mapped: Any = None
+    if isinstance(entries, dict):
+        mapped = cast(dict[str, Any], entries).get("weight_map")
+    if not isinstance(mapped, dict) or not mapped:
+        return wrong(shown(entries))
+    files = cast(dict[str, Any], mapped)
     expected = "the name of a file beside the index"
     for name, file in files.items():
+        # An index is not trusted: "../../secret" would be read where the folder does not reach.
         if not (isinstance(file, str) and file not in (".", "..") and _is_plain(file)):
             wrong(shown(file), f"{index.name}: {paths.format_path((name,))}")
+    # Of an index with faults nothing is looked up: its files would make faults of the same cause.
     return {} if faults else files
 
 
 def _is_plain(name: str) -> bool:
+    """Whether a name is that of a file in the same folder, to any system."""
     return bool(name) and not any(char in name for char in "/\\\0")

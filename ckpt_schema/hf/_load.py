@@ -79,10 +79,11 @@ def load(
     globs = [only] if isinstance(only, str) else list(only)
     with raised_by_all():
         weights = read_weights(path)
-        wanted = _wanted(weights, globs)
+        names = _wanted(weights, globs)
+    # Processes read together, tensor by tensor: one that reads others would wait without an end.
     agree("processes do not load the same", {"path": weights.path, "only": globs})
     with raised_by_all():
-        return {name: _read(weights, name, sharding) for name in wanted}
+        return {name: _read(weights, name, sharding) for name in names}
 
 
 def _read(
@@ -91,6 +92,7 @@ def _read(
     sharding: Sharding | Callable[[str, jax.ShapeDtypeStruct], Sharding] | None,
 ) -> Any:
     tensor = weights.tensors[name]
+    # NumPy's: jax would make a float32 of a float64, unless it has been told otherwise.
     if sharding is None:
         return read_tensor(tensor)
     if not isinstance(sharding, Sharding):
@@ -104,17 +106,20 @@ def _wanted(weights: Weights, globs: Sequence[str]) -> list[str]:
     Raises:
         CheckpointMismatchError: With every glob that means none.
     """
+    # model.layers.0.norm.weight is found as model/layers/0/norm/weight.
     spelled = {name: tuple(map(named, name.split("."))) for name in weights.tensors}
-    names: set[str] = set()
+    wanted: set[str] = set()
     faults: list[Mismatch] = []
     for glob in globs:
         pattern = paths.rule_path(glob)
-        means = {name for name, path in spelled.items() if paths.glob_means(pattern, path)}
-        if not means:
+        matches = {name for name, path in spelled.items() if paths.glob_means(pattern, path)}
+        # A glob with a slip of the pen would read nothing, and nobody would know.
+        if not matches:
             few = ", ".join([*spelled][:3])
             hint = f"there are {counted(len(spelled), 'tensor')}: {few}, ..."
             faults.append(Mismatch(glob, "rule", "tensors of the files", "none", hint))
-        names |= means
+        wanted |= matches
     if faults:
         raise CheckpointMismatchError(f"{weights.path} has no such tensors", faults)
-    return [name for name in weights.tensors if name in names]
+    # Once each, however many globs mean it, and in an order that all processes have.
+    return [name for name in weights.tensors if name in wanted]

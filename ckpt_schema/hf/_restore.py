@@ -90,14 +90,17 @@ def restore(
     """
     with raised_by_all():
         if isinstance(path, Mapping):
+            # Of several checkpoints one may be Orbax's: an adapter over weights of Hugging Face.
             disk = read_several(path, at)
         else:
             verify_standing(at, None)
             assert not isinstance(at, Mapping)
+            # Not `orbax.restore` with the path: it would take a checkpoint of Orbax too.
             disk = part_below(of_weights(read_weights(path)), at)
-    where: Any = disk  # whose headers are not read twice
+    # What has been read goes on in the place of a path, so that headers are not read twice.
+    checkpoint: Any = disk
     return orbax_restore.restore(
-        where,
+        checkpoint,
         target,
         lens,
         rules=rules,

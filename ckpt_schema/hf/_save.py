@@ -1,4 +1,10 @@
-"""Save a state of either side of a lens as a folder of Hugging Face, leaf by leaf."""
+"""Save a state of either side of a lens as a folder of Hugging Face, leaf by leaf.
+
+First all is found out that can be wrong, of every process. Then the files are laid out: from
+shapes and dtypes alone it is known where each tensor begins. So each is made, written to its
+place and forgotten, in any order and by any process. A file is none of safetensors until its
+first bytes, which tell the length of its header, are written: they are written last.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +17,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -120,10 +126,11 @@ def save(
         verify_arguments(lens, side=side)
         place = _place(path)
         config = _config(config_from)
-        told = {"format": "pt"} if metadata is None else metadata
-        _verify_words(name, shard_bytes, told)
+        words = {"format": "pt"} if metadata is None else metadata
+        _verify_words(name, shard_bytes, words)
         source = _Source.of(state, lens, onto, side)
-        files = packed(source.goals, shard_bytes, told, name)
+        files = packed(source.goals, shard_bytes, words, name)
+    # Each process lays the files out by itself: one with other tensors would write elsewhere.
     agree("processes do not save the same", {"path": place, "tensors": [*source.goals.items()]})
     site = Site.beside(place)
     try:
@@ -132,6 +139,8 @@ def save(
             if jax.process_index() == 0:
                 _finish(Path(site.draft), files, name, config)
     except Exception as error:
+        # A value that would not survive is refused by the package, whose message says all. What a
+        # system says of a disk is put into words by the site.
         if not isinstance(error, OSError) and isinstance(error, CkptSchemaError):
             site.sweep()
             raise
@@ -155,6 +164,7 @@ def _place(path: epath.PathLike) -> epath.Path:
     """
     place = absolute(path)
     found = hint = ""
+    # A store has no `pwrite`, by which tensors come to their places in any order.
     if is_remote(place):
         found, hint = "a remote store", "save to a disk, and copy the folder"
     elif is_weights_file(place.name):
@@ -182,14 +192,13 @@ def _config(path: epath.PathLike | None) -> list[Path]:
         expected = f"a folder with a {' or '.join(_CONFIGS)}"
         fault = Mismatch(str(folder), "argument", expected, "none")
         raise ConformanceError("config_from= names no folder of Hugging Face", [fault])
-    return [
-        file
-        for file in sorted(folder.iterdir())
-        if file.is_file()
-        and not is_weights_file(file.name)
-        and not file.name.startswith(".")
-        and file.suffix != _CARD
-    ]
+    config: list[Path] = []
+    for file in sorted(folder.iterdir()):
+        # Weights in other formats too: beside the new ones they would be those of another model.
+        is_left = is_weights_file(file.name) or file.suffix == _CARD
+        if file.is_file() and not is_left and not file.name.startswith("."):
+            config.append(file)
+    return config
 
 
 def _verify_words(name: object, file_bytes: object, metadata: object) -> None:
@@ -200,15 +209,24 @@ def _verify_words(name: object, file_bytes: object, metadata: object) -> None:
     if type(file_bytes) is not int or file_bytes < 1:
         expected = "a number of bytes, such as 5_000_000_000"
         faults.append(Mismatch("shard_bytes", "argument", expected, shown(file_bytes)))
-    pairs = list(metadata.items()) if isinstance(metadata, Mapping) else [(None, None)]
-    if not all(isinstance(one, str) and _is_text(one) for pair in pairs for one in pair):
+    if not _are_texts(metadata):
         faults.append(Mismatch("metadata", "argument", "texts by name", shown(metadata)))
     if faults:
         raise ConformanceError("wrong arguments", faults)
 
 
-def _is_text(text: str) -> bool:
-    """Whether a text can be written: half of a pair of surrogates cannot."""
+def _are_texts(metadata: object) -> bool:
+    """Whether these are texts by name, all of which can be written."""
+    if not isinstance(metadata, Mapping):
+        return False
+    pairs = cast(Mapping[Any, Any], metadata)
+    return all(map(_is_text, [*pairs.keys(), *pairs.values()]))
+
+
+def _is_text(text: object) -> bool:
+    """Whether this is a text that can be written: half of a pair of surrogates cannot."""
+    if not isinstance(text, str):
+        return False
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -243,26 +261,29 @@ class _Source:
         verify_readable(state)
         tree = declared(state, lens)
         turned, _ = toward(tree, lens, "the state", side, "side")
-        if turned.view is lens.view:
+        is_view = turned.view is lens.view
+        if is_view:
             verify_written(lens.source, lens, onto)
         verify_each(tree, valueless)
         pool = flatten(tree).leaves
-        if turned.view is lens.view:
+        if is_view:
             back = ~turned
             plan = planned(back, tree, onto)
-            lost = [one.fault for one in plan.dropped if one.loses(pool[one.position])]
+            # What the files have no place for is an error, unless the way back would make it.
+            lost = [drop.fault for drop in plan.dropped if drop.loses(pool[drop.position])]
             if lost:
                 raise ConformanceError(f"onto lacks leaves of {lens.source.name}", lost)
             pieces = pieces_of(plan)
-            abstract = [_abstract(each) for each in (tree, onto)]
-            flat = flatten(back.get(abstract[0], onto=abstract[1]))
+            # The names and kinds of what will be made, from shapes alone: no value is made yet.
+            flat = flatten(back.get(_abstract(tree), onto=_abstract(onto)))
             pool = pool if onto is None else [*pool, *flatten(onto).leaves]
         else:
+            # The state has the layout of the files: each leaf is written as it is.
             flat = flatten(tree)
             pieces = Pieces(len(pool), tuple(range(len(pool))), ())
-        named = [
-            (_name(key, lens), key, leaf) for key, leaf in zip(flat.keys, flat.leaves, strict=True)
-        ]
+        named: list[tuple[str, KeyPath, Any]] = []
+        for key, leaf in zip(flat.keys, flat.leaves, strict=True):
+            named.append((_name(key, lens), key, leaf))
         _verify_writable(named)
         goals = {name: leaves.abstract(leaf) for name, _, leaf in named}
         return cls(goals, pool, pieces)
@@ -275,6 +296,7 @@ class _Source:
 
 
 def _abstract(tree: Tree) -> Tree:
+    """A tree without values. A Python number stays: it takes the dtype that its leaf is declared to have."""
     return jax.tree.map(lambda x: x if leaves.is_scalar(x) else leaves.abstract(x), tree)
 
 
@@ -294,16 +316,19 @@ def _verify_writable(named: Sequence[tuple[str, KeyPath, Any]]) -> None:
     known: dict[str, KeyPath] = {}
     for name, key, leaf in named:
         where = paths.format_path(key)
+        # {"a": {"b": x}, "a.b": y}: both would be a.b.
         first = known.setdefault(name, key)
         if first is not key:
             found = f"{name} for {paths.format_path(first)} too"
             faults.append(Mismatch(where, "ambiguous", "a name of its own", found))
+        # A header has the metadata among the tensors, under this name.
         if not _is_text(name) or name == "__metadata__":
             faults.append(Mismatch(where, "key", "a name that a file can have", shown(name)))
         dtype = leaves.abstract(leaf).dtype
         if name_of_dtype(dtype) is None:
-            hint = "save the weights alone, such as nnx.state(model, nnx.Param)"
-            hint = hint if str(dtype).startswith("key<") else "cast it beforehand"
+            hint = "cast it beforehand"
+            if str(dtype).startswith("key<"):
+                hint = "save the weights alone, such as nnx.state(model, nnx.Param)"
             expected = f"a dtype among {', '.join(RANKS)}"
             faults.append(Mismatch(where, "dtype", expected, leaves.describe(leaf), hint))
     if faults:
@@ -315,7 +340,11 @@ def _verify_writable(named: Sequence[tuple[str, KeyPath, Any]]) -> None:
 
 def _write(draft: Path, source: _Source, files: Sequence[WeightsFile]) -> None:
     """Writes all tensors into files whose headers are not yet told to be there."""
-    places = {name: (f.name, at) for f in files for name, at in f.starts.items()}
+    places: dict[str, tuple[str, int]] = {}
+    for file in files:
+        for name, start in file.starts.items():
+            places[name] = file.name, start
+    # The first process makes the files. Others open them once it has, which this waits for.
     with raised_by_all():
         if jax.process_index() == 0:
             draft.mkdir(parents=True)
@@ -323,25 +352,31 @@ def _write(draft: Path, source: _Source, files: Sequence[WeightsFile]) -> None:
                 with (draft / file.name).open("wb") as opened:
                     opened.seek(LENGTH_BYTES)  # zeros: no reader takes that for a length
                     opened.write(file.header)
+                    # Its full size at once, so that each process writes anywhere within it.
                     opened.truncate(file.size)
     with raised_by_all(), contextlib.ExitStack() as stack:
-        opened = {
-            f.name: stack.enter_context((draft / f.name).open("r+b", buffering=0)) for f in files
-        }
+        opened_files: dict[str, Any] = {}
+        for file in files:
+            # Unbuffered: `pwrite` goes by the file's number, past any buffer.
+            opened = stack.enter_context((draft / file.name).open("r+b", buffering=0))
+            opened_files[file.name] = opened
         for names, value in source:
             value = leaves.materialized(value, str(source.goals[names[0]].dtype))
+            # Tied leaves are one value, written under each of its names.
             for name in names:
-                file, start = places[name]
-                _write_tensor(opened[file], start, value)
+                file_name, start = places[name]
+                _write_tensor(opened_files[file_name], start, value)
             del value  # before the next is made
 
 
 def _write_tensor(opened: Any, start: int, array: Any) -> None:
     """Writes what this process is to write of a tensor."""
+    # Spread over processes: each writes its shards, of each copy one process.
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         width = array.dtype.itemsize
         for spans, part in _parts(array):
             _write_part(opened, start, array.shape, spans, part, width)
+    # What every process has whole, the first one writes.
     elif jax.process_index() == 0:
         parts = _parts(array) if isinstance(array, jax.Array) else []
         if len(parts) < 2:
@@ -356,17 +391,23 @@ def _parts(array: jax.Array) -> list[_Part]:
     """The shards that this process has, each of which no other writes."""
     parts: list[_Part] = []
     for shard in array.addressable_shards:
+        # Of the devices that hold copies of one shard, jax gives the number 0 to one, anywhere.
         if shard.replica_id == 0:
             axes = zip(shard.index, array.shape, strict=True)
-            spans = tuple(each.indices(size)[:2] for each, size in axes)
+            spans = tuple(index.indices(size)[:2] for index, size in axes)
             parts.append((spans, np.asarray(shard.data)))
     return parts
 
 
 def _shortest(parts: Sequence[_Part]) -> int:
     """How many bytes of a shard stand in one run at least: up to the last axis that is cut."""
-    corner, part = max(parts, key=lambda each: each[0])
-    last = max(axis for axis, span in enumerate(corner) if span[0] > 0)
+    # (8, 512) cut into 2 by 4: the last shard begins at (4, 384), so both axes are cut, and its
+    # runs have 128 elements each. Cut into 2 by 1 it begins at (4, 0), and is one run of 2048.
+    spans, part = max(parts, key=lambda part: part[0])
+    last = 0
+    for axis, (begin, _) in enumerate(spans):
+        if begin > 0:
+            last = axis
     return part.itemsize * math.prod(part.shape[last:])
 
 
@@ -377,12 +418,14 @@ def _write_rows(opened: Any, start: int, shape: Sequence[int], parts: Sequence[_
     """
     _, some = parts[0]
     row = some.itemsize * math.prod(shape[1:])
+    # As many rows as fill a piece, and one at least.
     step = min(max(1, _PIECE // row), shape[0])
     piece = np.empty([step, *shape[1:]], some.dtype)
     for first in range(0, shape[0], step):
         last = min(first + step, shape[0])
         for spans, part in parts:
             begin, end = spans[0]
+            # The rows that both the shard and the piece have, counted in each from its first.
             low, high = max(begin, first), min(end, last)
             if low < high:
                 inner = tuple(slice(*span) for span in spans[1:])
@@ -392,20 +435,24 @@ def _write_rows(opened: Any, start: int, shape: Sequence[int], parts: Sequence[_
 
 def _runs(parts: Sequence[_Part]) -> Iterator[np.ndarray[Any, Any]]:
     """Pieces of the shards of an array, in the order in which its bytes stand."""
+    # A band is what has the same rows: of (4, 6) cut into 2 by 3, rows 0 and 1 of three shards.
     bands: dict[tuple[int, int], list[_Part]] = {}
-    for (first, *inner), part in sorted(parts, key=lambda each: each[0]):
-        bands.setdefault(first, []).append(((*inner,), part))
+    for (rows, *inner), part in sorted(parts, key=lambda part: part[0]):
+        bands.setdefault(rows, []).append(((*inner,), part))
     for band in bands.values():
+        # A band of one shard is whole on all axes but the first: its bytes stand together.
         if len(band) == 1:
             yield band[0][1]
             continue
-        inner = [spans for spans, _ in band]
+        inner_spans = [spans for spans, _ in band]
+        # Of each row in turn, what every shard of the band has of it.
         by_row = zip(*(part for _, part in band), strict=True)
-        if len({spans[0] for spans in inner}) == len(band):  # no deeper axis is cut
+        if len({spans[0] for spans in inner_spans}) == len(band):  # no deeper axis is cut
             yield from itertools.chain.from_iterable(by_row)
             continue
-        for rows in by_row:
-            yield from _runs([*zip(inner, rows, strict=True)])
+        # A row is an array of one axis less, with the same shards.
+        for row in by_row:
+            yield from _runs([*zip(inner_spans, row, strict=True)])
 
 
 def _write_runs(opened: Any, start: int, parts: Sequence[_Part]) -> None:
@@ -418,7 +465,8 @@ def _write_runs(opened: Any, start: int, parts: Sequence[_Part]) -> None:
             return
         wanted = sum(map(operator.attrgetter("nbytes"), several))
         count = os.pwritev(opened.fileno(), several, start)
-        if count < wanted:  # the rest says why
+        # A system may write less than it was given, and says why only at the next call.
+        if count < wanted:
             rest = b"".join(several)[count:]
             _write_bytes(opened, start + count, np.frombuffer(rest, np.uint8))
         start += wanted
@@ -433,17 +481,21 @@ def _write_part(
     width: int,
 ) -> None:
     """Writes a part of an array whose bytes begin at ``start``, row by row where its rows stand apart."""
-    row = width * int(np.prod(shape[1:], dtype=object)) if shape else 0
+    row = width * math.prod(shape[1:])
+    # A scalar has no axis, and one element.
+    begin = spans[0][0] if spans else 0
     whole = [(0, size) for size in shape[1:]]
     if list(spans[1:]) == whole:
-        _write_bytes(opened, start + (spans[0][0] * row if spans else 0), part)
+        _write_bytes(opened, start + begin * row, part)
         return
-    for at, one in enumerate(part, spans[0][0]):
-        _write_part(opened, start + at * row, shape[1:], spans[1:], one, width)
+    for number, inner in enumerate(part, begin):
+        _write_part(opened, start + number * row, shape[1:], spans[1:], inner, width)
 
 
 def _write_bytes(opened: Any, start: int, array: np.ndarray[Any, Any]) -> None:
+    """Writes the bytes of an array from ``start`` on, wherever others write meanwhile."""
     left = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    # A system may write less than it was given: 2 GiB at most, on Linux.
     while left:
         count = os.pwrite(opened.fileno(), left, start)
         start, left = start + count, left[count:]
@@ -451,10 +503,11 @@ def _write_bytes(opened: Any, start: int, array: np.ndarray[Any, Any]) -> None:
 
 def _finish(draft: Path, files: list[WeightsFile], name: str, config: Sequence[Path]) -> None:
     """Makes a model of what has been written: the headers come to be there last of all."""
-    for file in config:
-        shutil.copyfile(file, draft / file.name)
+    for copied in config:
+        shutil.copyfile(copied, draft / copied.name)
     if len(files) > 1:
         (draft / f"{name}{INDEX_ENDING}").write_text(index_of(files))
+    # Whoever finds the draft of a save that was killed cannot take it for a model.
     for file in files:
         with (draft / file.name).open("r+b") as opened:
             opened.write(len(file.header).to_bytes(LENGTH_BYTES, "little"))

@@ -62,38 +62,44 @@ def as_stored(schema: type[Schema] | Layout, path: epath.PathLike) -> Layout:
           eyes/w  eyes.w             float32[2]
     """
     table = layout(schema)
-    slot = SlotFinder(table).slot
+    slot_of = SlotFinder(table).slot
+    # By the number of the row. A row of several layers takes the dtype of the first: where another
+    # layer has another one, the restore says so.
     dtypes: dict[int, str] = {}
-    others: dict[str, jax.ShapeDtypeStruct] = {}
     scales: dict[LogicalPath, Row] = {}
+    others: dict[str, jax.ShapeDtypeStruct] = {}
     for name, tensor in read_weights(path).tree.items():
-        at = slot((name,), stored=True)
-        if at is not None:
-            dtypes.setdefault(at[0], str(tensor.dtype))
+        slot = slot_of((name,), stored=True)
+        if slot is not None:
+            dtypes.setdefault(slot[0], str(tensor.dtype))
             continue
+        # "weight_scale_inv" holds the scales of "weight", if there is one.
         ending = next((end for end in _SCALES if name.endswith(end)), "")
-        of = slot((name.removesuffix(ending),), stored=True) if ending else None
-        if of is None:
+        scaled = slot_of((name.removesuffix(ending),), stored=True) if ending else None
+        if scaled is None:
             others[name] = tensor
         else:
-            row = _scales_of(table.rows[of[0]], ending, tensor)
+            # One row for the scales of all layers, as the weights have.
+            row = _scales_of(table.rows[scaled[0]], ending, tensor)
             scales.setdefault(row.path, row)
-    rows = [
-        dataclasses.replace(row, leaf=dataclasses.replace(row.leaf, dtype=dtypes[number]))
-        if number in dtypes
-        else row
-        for number, row in enumerate(table.rows)
-    ]
+    rows: list[Row] = []
+    for number, row in enumerate(table.rows):
+        if number in dtypes:
+            leaf = dataclasses.replace(row.leaf, dtype=dtypes[number])
+            row = dataclasses.replace(row, leaf=leaf)
+        rows.append(row)
     rows += scales.values()
-    if others:  # they are plain weights, as what is declared without a framework is
-        found = infer_tree(others, joined=".").rows
-        rows += [dataclasses.replace(row, path=row.model_path, body=0) for row in found]
+    if others:
+        for row in infer_tree(others, joined=".").rows:
+            # They are plain weights, as what is declared without a framework is.
+            rows.append(dataclasses.replace(row, path=row.model_path, body=0))
     return verify_table(dataclasses.replace(table, rows=tuple(rows)))
 
 
 def _scales_of(row: Row, ending: str, tensor: jax.ShapeDtypeStruct) -> Row:
     """The row of the scales of another one, each layer of which has as many."""
     *above, last = row.key
+    # Plain numbers: how the scales' axes follow from those of the weight, the format does not say.
     dims = tuple((size,) for size in tensor.shape)
     return Row(
         (*row.path[:-1], row.path[-1] + ending),
@@ -108,8 +114,10 @@ def _with_ending(segment: Key | Index, ending: str) -> Key | Index:
     """A segment of a key with something behind it."""
     if not isinstance(segment, Index):
         return f"{segment}{ending}"
+    # In a dotted name the layer is in the midst of the segment: "layers.{i}.mlp.weight".
     if segment.then is None:
         return dataclasses.replace(segment, suffix=segment.suffix + ending)
+    # Of several layers in one name, the ending stands behind the last.
     then = _with_ending(segment.then, ending)
     assert isinstance(then, Index)
     return dataclasses.replace(segment, then=then)
