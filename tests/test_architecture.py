@@ -53,6 +53,7 @@ ORDER = """
     _frameworks.boxes
     _frameworks.moment_names
     _frameworks.tracing
+    _frameworks.mirror_dims
     _frameworks.optimizer_rows
     _frameworks.variables
     _frameworks.linen_modules
@@ -79,6 +80,7 @@ ORDER = """
     _trees.abstract_states
     _trees.undeclared
     _trees.slots
+    _frameworks.benches
     _frameworks.degrees
     _frameworks.starting_values
     _trees.chains

@@ -18,7 +18,8 @@ from support import optimizers
 from support.profiles import sampled, thorough_only
 
 import ckpt_schema as cs
-from ckpt_schema._frameworks.degrees import Degree, Degrees, NoDegree, _Bench, _Step
+from ckpt_schema._frameworks.benches import Bench, StepPart, benches_of
+from ckpt_schema._frameworks.degrees import Degree, Degrees, NoDegree
 from ckpt_schema.testing import BrokenLawError, _origins, check_laws
 
 C = 0.125
@@ -337,12 +338,11 @@ def test_of_a_step_only_what_a_param_needs_is_run() -> None:
     names = {f"w{n}": Float32[Array, "embed mlp"] for n in range(40)}
     wide = type("Wide", (cs.Schema,), {"__annotations__": names, "__module__": __name__})
     for tx, alone in ((optax.adam(1e-3), True), (optax.contrib.prodigy(1e-3), False)):
-        degrees_ = Degrees(cs.linen.BareTrainState[wide, tx])
-        ((_, bench),) = degrees_.benches
-        assert isinstance(bench, _Bench)
+        ((_, bench),) = benches_of(cs.linen.BareTrainState[wide, tx])
+        assert isinstance(bench, Bench)
         moments = [n for n, row in enumerate(bench.table) if row.mirrors and row.path[-1] == "w0"]
         leaves = [i for i, row in enumerate(bench.rows) if row in moments]
-        assert (len(_Step.of(bench, leaves).used) < 10) == alone
+        assert (len(StepPart.of(bench, leaves).used) < 10) == alone
 
 
 class Scaled(cs.Schema):

@@ -122,9 +122,11 @@ def envelope(read: Read) -> Envelope:
     if "params" in top and not read.variables:
         # The variables of a Linen model: each key at the root is a collection, but for averages of it.
         copies = tuple(_copies(read, ("params",), "opt_state"))
-        names = sorted(top - {copy[0] for copy in copies}, key=str)
-        weights = tuple([((name,), str(name)) for name in names])
-        return Envelope(weights, None, frozenset(), Dicts.homes, copies)
+        averages = {copy[0] for copy in copies}
+        weights: list[tuple[KeyPath, str]] = []
+        for name in sorted(top - averages, key=str):
+            weights.append(((name,), str(name)))
+        return Envelope(tuple(weights), None, frozenset(), Dicts.homes, copies)
     homes: tuple[KeyPath, ...] = (("model",),) if read.variables else (("params",), ("model",))
     return Envelope((((), None),), None, frozenset(), homes)
 
@@ -317,10 +319,14 @@ def strays(
     for key, node in containers:
         if is_part(type(node)) and type(node).__module__.partition(".")[0] == "optax":
             found.setdefault(_state(key), f"optax's {type(node).__name__}")
-    told = not read.variables and read.segments >= {"mu", "nu"}
-    for key in _moments([leaf.key for leaf in read.leaves]) if told else ():
+    may_have_moments = not read.variables and read.segments >= {"mu", "nu"}
+    for key in _moments([leaf.key for leaf in read.leaves]) if may_have_moments else ():
         found.setdefault(_state(key), "mu and nu, which mirror other leaves")
-    apart = {key: what for key, what in found.items() if not home or key[:1] != home}
+    # Those at home are where the envelope has them.
+    apart: dict[KeyPath, str] = {}
+    for key, what in found.items():
+        if not home or key[:1] != home:
+            apart[key] = what
     if not apart:
         return
     optimizer, models = _may_be_trained(read)
@@ -328,8 +334,9 @@ def strays(
     if all(_is_in_any(leaf.key, found) for leaf in read.leaves):
         return
     for key, what in apart.items():
+        others = apart.keys() - {key}
         # A state inside another, as of a chain in a chain, is told with the outer one.
-        if not _is_in_any(key, [above for above in apart if above != key]):
+        if not _is_in_any(key, others):
             yield _stray(key, what, models if key[:1] == (optimizer,) else ())
 
 
@@ -355,9 +362,10 @@ def _moments(keys: Sequence[KeyPath]) -> Iterator[KeyPath]:
     """Nodes whose ``mu`` and ``nu`` hold the same leaves, which stand elsewhere in the tree as well: Adam's, on disk."""
     below: dict[KeyPath, dict[str, set[KeyPath]]] = {}
     for key in keys:
-        for at, segment in enumerate(key):
+        for place, segment in enumerate(key):
             if segment in ("mu", "nu"):
-                below.setdefault(key[:at], {}).setdefault(segment, set()).add(key[at + 1 :])
+                sides = below.setdefault(key[:place], {})
+                sides.setdefault(segment, set()).add(key[place + 1 :])
     everything = set(keys) if below else set[KeyPath]()
     for node, sides in below.items():
         if len(sides) < 2 or sides["mu"] != sides["nu"]:
@@ -390,19 +398,22 @@ def _stray(key: KeyPath, what: str, models: Sequence[Any]) -> Mismatch:
 def _as_dict(models: Sequence[Any], optimizer: Any) -> str:
     """A tree that says which of several is the model, as a program writes it of a module ``run``."""
     first, *others = models
-    more = "".join([f', "{name}": run.{name}' for name in others])
-    return f'{{"model": run.{first}, "optimizer": run.{optimizer}{more}}}, or another as the model'
+    entries = [f'"model": run.{first}', f'"optimizer": run.{optimizer}']
+    for name in others:
+        entries.append(f'"{name}": run.{name}')
+    return f"{{{', '.join(entries)}}}, or another as the model"
 
 
 def parts_of(nodes: Sequence[Node], kinds: Envelope) -> Iterator[Part]:
     """The parts of the optimizer state whose types the tree tells."""
     head = kinds.optimizer or ()
     for node in nodes:
+        if not head or node.key[: len(head)] != head or not is_part(node.type):
+            continue
         # Below a mirror a NamedTuple holds the factors of a param, and is no step of the chain.
-        mirrored = any(node.key[:end] in kinds.mirrors for end in range(len(node.key) + 1))
+        is_mirrored = any(node.key[:end] in kinds.mirrors for end in range(len(node.key) + 1))
         # What a mask leaves stands for a leaf, and tells no part of the chain.
-        mirrored = mirrored or node.type.__name__ == "MaskedNode"
-        if head and node.key[: len(head)] == head and is_part(node.type) and not mirrored:
+        if not is_mirrored and node.type.__name__ != "MaskedNode":
             yield Part(("opt_state", *map(paths.named, node.key[len(head) :])), node.type)
 
 

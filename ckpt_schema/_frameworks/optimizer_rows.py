@@ -20,9 +20,15 @@ from typing import Any
 import optax
 import optax.contrib
 
+from ckpt_schema._frameworks.mirror_dims import (
+    dims_at_one_size,
+    dims_of_shapes,
+    mirror_leaf,
+    unstacked,
+)
 from ckpt_schema._frameworks.tracing import Box, StatePlace, Trace, nested, told_state, trace
 from ckpt_schema._layouts import dims as dims_
-from ckpt_schema._layouts.dims import EITHER, AxisName, Dim, Dims
+from ckpt_schema._layouts.dims import Dim, Dims
 from ckpt_schema._layouts.leaves import Init, Leaf
 from ckpt_schema._layouts.paths import KeyPath, LogicalPath, named, symbols
 from ckpt_schema._layouts.table import Node, Part, Repeat, Row, holders, is_part
@@ -226,7 +232,10 @@ def optimizer_state(
     _verify_given(name, names, counts, given)
 
     def typed(*several: Sizes) -> _Typing:
-        return _Typing(params, [trace(tx, params, at, counts, box or Box()) for at in several])
+        traces: list[Trace] = []
+        for sizes in several:
+            traces.append(trace(tx, params, sizes, counts, box or Box()))
+        return _Typing(params, traces)
 
     # Dims that are equally long at the given sizes are told apart by sizes near them. Both orders are
     # tried, for an optimizer may treat the longer of two axes in its own way.
@@ -329,9 +338,9 @@ class _Typing:
                     # Near a threshold the transformation may keep another kind of leaf, of another shape.
                     if dims is not None and dims_.sizes_of(dims, truth.sizes) == shape:
                         told.append(dims)
-                settled = _settled(kind.param.dims, shape, told, truth.sizes)
-                item, repeats = _unstacked(settled, kind.param)
-                leaf = _called(item, kind.leaf.dtype, kind.param)
+                settled = dims_at_one_size(kind.param.dims, shape, told, truth.sizes)
+                item, repeats = unstacked(settled, kind.param)
+                leaf = mirror_leaf(item, kind.leaf.dtype, kind.param)
                 types[place] = dataclasses.replace(kind, leaf=leaf, repeats=repeats)
             elif guesses != [kind] * len(guesses):
                 # Its size is that of several params together, as where all are kept in one vector.
@@ -368,9 +377,8 @@ class _Typing:
     def _types(self) -> Iterator[tuple[StatePlace, OptimizerLeaf | Node | Mismatch]]:
         """What stands at each place, at all the sizes; or what is wrong with it."""
         rows = {row.key: row for row in self.params}
-        first, *others = self.traces
-        for place, here in first.found.items():
-            several = [here, *[other.found.get(place) for other in others]]
+        for place, here in self.traces[0].found.items():
+            several = [one.found.get(place) for one in self.traces]
             if isinstance(here, type):
                 if set(several) != {here}:
                     yield place, _unlike(place, several)
@@ -402,130 +410,14 @@ class _Typing:
     def _leaf(
         self, place: StatePlace, param: Row | None, shapes: Sequence[tuple[int, ...]], dtype: str
     ) -> OptimizerLeaf | Mismatch:
-        dims = _dims(param.dims if param else (), shapes, [t.sizes for t in self.traces])
+        dims = dims_of_shapes(param.dims if param else (), shapes, [t.sizes for t in self.traces])
         boxed = place in self.traces[0].boxed
         if dims is None:
             return Mismatch(str(place), "shape", *_mixed(place, shapes[0], dtype))
         if param is None:
             return OptimizerLeaf(place, None, Leaf(dims, dtype), boxed=boxed)
-        item, repeats = _unstacked(dims, param)
-        return OptimizerLeaf(place, param, _called(item, dtype, param), repeats, boxed)
-
-
-def _dims(param: Dims, shapes: Sequence[tuple[int, ...]], sizes: Sequence[Sizes]) -> Dims | None:
-    """The dims of a leaf that has these shapes at these sizes.
-
-    Those of its param where it has the same.
-    """
-    if len({len(shape) for shape in shapes}) > 1:
-        return None
-    # A shape like the param's own is that of the param, though two of its axes may be of one dim.
-    if [dims_.sizes_of(param, at) for at in sizes] == list(shapes):
-        return param
-    dims: list[Dim] = []
-    for lengths in zip(*shapes, strict=True):
-        dim = _axis(param, lengths, sizes)
-        if dim is None:
-            return None
-        dims.append(dim)
-    return tuple(dims)
-
-
-def _axis(param: Dims, lengths: Sequence[int], sizes: Sequence[Sizes]) -> Dim | None:
-    """The dim of a param, or product of neighbouring ones, that is always as long as an axis.
-
-    If there is none, its one length.
-    """
-
-    def is_as_long(dim: Dim) -> bool:
-        return [dims_.size_of(dim, at) for at in sizes] == list(lengths)
-
-    fits = set(filter(is_as_long, param))
-    # At one size a length alone tells nothing: 8 may be a dim of 8, or the number 8.
-    if len(fits) == 1 and not (len(set(lengths)) == 1 and len(sizes) == 1):
-        return fits.pop()
-    # An axis that no size changes is a number of the transformation's own.
-    if len(set(lengths)) == 1:
-        return (lengths[0],)
-    # Some flatten a param: of [a b c] the axis may be a*b, b*c or a*b*c.
-    for start in range(len(param)):
-        for end in range(start + 2, len(param) + 1):
-            run = dims_.factors(param[start:end])
-            if is_as_long(run):
-                return run
-    return None
-
-
-def _settled(param: Dims, shape: Sequence[int], guesses: Sequence[Dims], sizes: Sizes) -> Dims:
-    """The dims of a leaf at one size.
-
-    An axis that the guesses do not tell has the names of all dims that are as long.
-
-    A dim called ``embed_or_mlp`` is the same in two layouts only if both keep these two in this
-    order.
-    """
-    dims: list[Dim] = []
-    for axis, length in enumerate(shape):
-        told = {guess[axis] for guess in guesses}
-        fits = [dim for dim in param if dims_.size_of(dim, sizes) == length]
-        if len(told) == 1:
-            dims.append(told.pop())
-        elif len(set(fits)) > 1:
-            # The sizes near by tell nothing of it, or two things: it may be either, so it is called both.
-            either = [dims_.format_dim(dim).replace("*", "_x_") for dim in fits]
-            dims.append(("_or_".join(either),))
-        else:
-            dims.append(fits[0] if fits else (length,))
-    return tuple(dims)
-
-
-def _unstacked(stored: Dims, param: Row) -> tuple[Dims, tuple[Repeat, ...]]:
-    """Dims as stored, split into those of one repeat and the levels of repetition the leaf shares with its param."""
-    if stored == param.dims:
-        return param.leaf.dims, param.repeats
-    rest, repeats = list(stored), list[Repeat]()
-    # Outermost first: each axis is told as it stands once those before are taken out.
-    for repeat in param.repeats:
-        if repeat.axis is None:
-            repeats.append(repeat)
-        elif rest.count(repeat.size) == 1 and param.dims.count(repeat.size) == 1:
-            repeats.append(Repeat(repeat.size, rest.index(repeat.size)))
-            rest.remove(repeat.size)
-    return tuple(rest), tuple(repeats)
-
-
-def _called(dims: Dims, dtype: str, param: Row) -> Leaf:
-    """A leaf that is kept for a param, its axes called as those of the param are.
-
-    Where several axes of the param have this dim, an axis has the names of all of them, in their
-    order: it is the same in two layouts only if both keep these axes in one order, for which of
-    them an optimizer reduces may hang on that.
-    """
-    if dims == param.leaf.dims:
-        return Leaf(dims, dtype, param.leaf.names)
-    if not param.leaf.names:
-        return Leaf(dims, dtype)
-    return Leaf(dims, dtype, tuple([_axis_name(dim, param.leaf) for dim in dims]))
-
-
-def _axis_name(dim: Dim, of_param: Leaf) -> AxisName:
-    """What an axis of this dim is called after those of the param's leaf."""
-    axes = zip(of_param.dims, of_param.names, strict=True)
-    several = [name for axis, name in axes if axis == dim]
-    if len(several) == 1:
-        return several[0]
-    if several:
-        return AxisName((EITHER.join(map(str, several)),) * len(dim))
-    # An axis of several neighbours has the names of each: a flattened [heads head_dim] keeps both.
-    count = len(of_param.dims)
-    for start in range(count):
-        for end in range(start + 1, count + 1):
-            if dims_.factors(of_param.dims[start:end]) == dim:
-                parts: list[str] = []
-                for name in of_param.names[start:end]:
-                    parts += name.parts
-                return AxisName(tuple(parts))
-    return AxisName(tuple(map(str, dim)))
+        item, repeats = unstacked(dims, param)
+        return OptimizerLeaf(place, param, mirror_leaf(item, dtype, param), repeats, boxed)
 
 
 def _mixed(place: StatePlace, shape: Sequence[int], dtype: str) -> tuple[str, str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ckpt_schema._frameworks.degrees import Degrees, NoDegree
+from ckpt_schema._frameworks.benches import NoBench, benches_of
 from ckpt_schema._layouts.table import Layout, Row
 
 __all__ = ["starting_value"]
@@ -26,8 +26,8 @@ def starting_value(layout: Layout, row: Row) -> float | int | bool | None:
         >>> [starting_value(state, row) for row in state.rows if row.mirrors]
         [0.5]
     """
-    for start, bench in Degrees(layout).benches:
-        if row.mirrors not in start.trained or isinstance(bench, NoDegree):
+    for start, bench in benches_of(layout):
+        if row.mirrors not in start.trained or isinstance(bench, NoBench):
             continue
         starts: list[np.ndarray[tuple[int], np.dtype[np.generic]]] = []
         # Two draws of params: what copies a param starts with other values in each.
