@@ -88,7 +88,7 @@ ORDER = """
     _trees.conformance
     _trees.equality
     _frameworks.envelopes
-    _trees.folds
+    _trees.repeated_keys
     _trees.optimizer_parts
     _trees.inference
     _lens

@@ -111,7 +111,7 @@ class ReadSide:
     def read(
         self, *, scan: Mapping[str, Axes] | None = None, lists: Sequence[str] = ()
     ) -> ReadSide:
-        """The same, read with these nodes folded besides."""
+        """The same, read with these nodes taken as repeated besides."""
         # What was read with is kept: a list in a list is found in a second round.
         more = [pattern for pattern in lists if pattern not in self.lists]
         if self.tree is None or not (scan or more):

@@ -39,7 +39,7 @@ from ckpt_schema._trees.containers import (
     nodes_of,
     verify_readable,
 )
-from ckpt_schema._trees.folds import Fold, folded
+from ckpt_schema._trees.repeated_keys import RepeatedKey, repeated_keys
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = ["infer_tree"]
@@ -107,8 +107,8 @@ def infer_tree(
     faults = [*strays(read, kinds, found)]
     if faults:
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
-    folds = folded(read, scan or {}, lists, kinds)
-    rows = _merge([*_Rows(read, kinds, folds.model, folds.beside)], name)
+    repeated = repeated_keys(read, scan or {}, lists, kinds)
+    rows = _merge([*_Rows(read, kinds, repeated.model, repeated.beside)], name)
     if joined is not None:
         rows = tuple(_in_one_key(rows, flat, joined))
     homes = (OPTIMIZER_STATE, *(kinds.optimizer or ())[:1])
@@ -359,10 +359,10 @@ class _Rows:
         self,
         read: Read,
         kinds: Envelope,
-        folds: Mapping[KeyPath, Fold],
-        beside: Mapping[KeyPath, Fold],
+        repeated: Mapping[KeyPath, RepeatedKey],
+        beside: Mapping[KeyPath, RepeatedKey],
     ) -> None:
-        self._read, self._kinds, self._folds, self._beside = read, kinds, folds, beside
+        self._read, self._kinds, self._repeated, self._beside = read, kinds, repeated, beside
         self._places: list[_Place] = []
         for prefix, kind in kinds.weights:
             self._places.append(_Place(prefix, (WEIGHTS,), kind, True))
@@ -370,7 +370,7 @@ class _Rows:
             self._places.append(_Place(prefix, (named(prefix[0]),), USUAL_COLLECTION, False))
         self._lone = {place.prefix for place in self._places if place.prefix}  # that may be leaves
         # A model alone has no leaf that is like one of another tree.
-        self._alone = len(self._places) == 1 and not folds and not kinds.mirrors
+        self._alone = len(self._places) == 1 and not repeated and not kinds.mirrors
         self._nodes: dict[KeyPath, _Above | None] = {}
         self._stored: list[Leaf] = []
         self._above: list[_Above | None] = []
@@ -392,7 +392,7 @@ class _Rows:
 
     def __iter__(self) -> Iterator[Row]:
         """A row for each leaf; the members of a list have equal ones."""
-        shapes, folds, alone = self._shapes, self._folds, self._alone
+        shapes, repeated, alone = self._shapes, self._repeated, self._alone
         made = object_maker(Row)
         for leaf, stored, above in zip(self._read.leaves, self._stored, self._above, strict=True):
             if above is None:
@@ -402,7 +402,7 @@ class _Rows:
             key, _, kind, metadata, inside = leaf
             rest = key[len(place.prefix) :]
             dims = stored.dims if alone else shapes.get(rest)
-            if not rest or dims is None or (folds and rest in folds):
+            if not rest or dims is None or (repeated and rest in repeated):
                 yield self._row(leaf, stored, place.head, place.prefix, place.kind)
                 continue
             yield made(
@@ -439,8 +439,8 @@ class _Rows:
             rest = leaf.key[len(mirror) :]
             # An optimizer may keep several leaves for one param, below its key.
             body = param_of(rest, self._shapes) or rest
-            fold = self._folds.get(body)
-            param = tuple(map(named, body)) if fold is None else fold.path
+            repeated = self._repeated.get(body)
+            param = tuple(map(named, body)) if repeated is None else repeated.path
             mirrored = "/".join((WEIGHTS, *param))
             return replaced(row, optimizer=1, mirrors=mirrored)
         inside = leaf.key[: len(optimizer)] == optimizer
@@ -452,9 +452,9 @@ class _Rows:
         path = tuple(map(named, (OPTIMIZER_STATE, *rest) if inside else rest))
         more: dict[str, Any] = {"kind": leaf.kind, "metadata": leaf.metadata}
         if leaf.key in self._beside:
-            fold = self._beside[leaf.key]
-            repeats = tuple(Repeat((count or 0,), None) for count in fold.levels)
-            return Row(fold.path, fold.key, stored, repeats, **more)
+            repeated = self._beside[leaf.key]
+            repeats = tuple(Repeat((count or 0,), None) for count in repeated.levels)
+            return Row(repeated.path, repeated.key, stored, repeats, **more)
         return Row(path, leaf.key, stored, optimizer=int(inside), **more)
 
     def _row(self, leaf: Found, stored: Leaf, head: LogicalPath, prefix: KeyPath, kind: Any) -> Row:
@@ -470,25 +470,25 @@ class _Rows:
             "inside": leaf.inside,
             "reshaped": stored.dims != dims,
         }
-        fold = self._folds.get(body)
+        repeated = self._repeated.get(body)
         axis = None
         # What is kept for a param may have another shape, as Adafactor's rows do.
-        if fold is not None and fold.axis is not None:
-            axis = _shared_axis(fold.axis, stored.dims, self._shapes[body])
-        if fold is None or (fold.axis is not None and axis is None):
+        if repeated is not None and repeated.axis is not None:
+            axis = _shared_axis(repeated.axis, stored.dims, self._shapes[body])
+        if repeated is None or (repeated.axis is not None and axis is None):
             return Row((*head, *map(named, rest)), leaf.key, stored, **more)
         # A row has the leaf of one layer; the stack axis is of its repeats.
         item = stored
         if axis is not None:
             item = Leaf((*stored.dims[:axis], *stored.dims[axis + 1 :]), stored.dtype)
         repeats: list[Repeat] = []
-        for count in fold.levels:
+        for count in repeated.levels:
             is_stack = count is None
             repeats.append(
                 Repeat(stored.dims[axis or 0], axis) if is_stack else Repeat((count,), None)
             )
-        path = (*head, *fold.path, *map(named, tail))
-        return Row(path, (*prefix, *fold.key, *tail), item, tuple(repeats), **more)
+        path = (*head, *repeated.path, *map(named, tail))
+        return Row(path, (*prefix, *repeated.key, *tail), item, tuple(repeats), **more)
 
 
 def _strip(mirror: KeyPath, optimizer: KeyPath, kinds: Envelope) -> KeyPath:

@@ -18,7 +18,7 @@ from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern
 from ckpt_schema._layouts.streams import is_raw_key
 from ckpt_schema.errors import Mismatch, SchemaError
 
-__all__ = ["Fold", "Folds", "folded"]
+__all__ = ["RepeatedKey", "RepeatedKeys", "repeated_keys"]
 
 # What to do about a path in scan= or lists= that leads nowhere, and about a leaf without the axis.
 _BARE = "write its path in the model, without params or model in front"
@@ -49,8 +49,8 @@ def _axis_of(kind: Any, axes: _Axes) -> int | None:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Fold:
-    """How one body key is seen as part of repeated nodes.
+class RepeatedKey:
+    """A key of the model that is part of repeated nodes, as a row spells it.
 
     Attributes:
         path: Its logical path, each repeated node with a mark.
@@ -70,24 +70,24 @@ _Stack = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Folds:
-    """How keys are seen that are part of repeated nodes.
+class RepeatedKeys:
+    """The keys of a tree that are part of repeated nodes.
 
     Attributes:
         model: For keys in the model.
         beside: For whole key paths of leaves outside of it.
     """
 
-    model: dict[KeyPath, Fold]
-    beside: dict[KeyPath, Fold]
+    model: dict[KeyPath, RepeatedKey]
+    beside: dict[KeyPath, RepeatedKey]
 
 
-def folded(
+def repeated_keys(
     read: Read,
     scan: Mapping[str, int | Mapping[Any, int] | None],
     lists: Sequence[str],
     kinds: Envelope,
-) -> Folds:
+) -> RepeatedKeys:
     """For each key of a tree that is part of a repeated node, how.
 
     Args:
@@ -100,7 +100,7 @@ def folded(
         SchemaError: With every list and every stacked node that the model does not have, or not so.
     """
     if not scan and not lists and not any(isinstance(key, int) for key in read.segments):
-        return Folds({}, {})  # names alone show no list
+        return RepeatedKeys({}, {})  # names alone show no list
     # The leaves of the model by their keys in it, without params or model in front.
     keys: dict[KeyPath, Found] = {}
     for leaf in read.leaves:
@@ -119,24 +119,24 @@ def folded(
     for pattern, members in listed.members.items():
         patterns |= dict.fromkeys(members, pattern)
     stacks = dict(_stacked(keys, patterns, axes, kinds, faults))
-    # What is in no list and no stack gets no fold: its path is its key.
-    folds: dict[KeyPath, Fold] = {}
+    # What is in no list and no stack is not repeated: its path is its key.
+    model: dict[KeyPath, RepeatedKey] = {}
     for pattern, members in listed.members.items():
         for key in members:
             stack = stacks.get(key)
             if stack is not None or listed.counts[pattern]:
-                folds[key] = _fold(pattern, listed.counts[pattern], stack)
-    lone: dict[KeyPath, Fold] = {}
+                model[key] = _repeated_key(pattern, listed.counts[pattern], stack)
+    beside: dict[KeyPath, RepeatedKey] = {}
     for pattern, members in others.members.items():
         if others.counts[pattern]:
-            lone |= dict.fromkeys(members, _fold(pattern, others.counts[pattern], None))
+            beside |= dict.fromkeys(members, _repeated_key(pattern, others.counts[pattern], None))
     known: set[Pattern] = set()
-    for fold in (*folds.values(), *lone.values()):
-        known.add(fold.key)
+    for repeated in (*model.values(), *beside.values()):
+        known.add(repeated.key)
     faults += _unused_lists(lists_named, listed.seen | others.seen, known)
     if faults:
         raise SchemaError("scan= and lists= do not fit the tree", faults)
-    return Folds(folds, lone)
+    return RepeatedKeys(model, beside)
 
 
 def _outside(read: Read, kinds: Envelope) -> dict[KeyPath, Found]:
@@ -164,7 +164,7 @@ def _heads(named: Sequence[Pattern]) -> list[Pattern]:
 class _Lists:
     """The keys of a body, and which of them are one leaf of the members of lists.
 
-    Outer lists are folded first.
+    Outer lists are taken together first.
 
     Attributes:
         members: For each pattern, the keys that it spells.
@@ -233,7 +233,7 @@ class _Lists:
         is_shown = at > 0 and not self._named_alone
         if not isinstance(key, int) or not is_shown:
             return None
-        # A mark stands on a name: of a list of lists, the outer one is folded alone.
+        # A mark stands on a name: of a list of lists, the outer one alone is a list.
         if isinstance(pattern[at - 1], Index):
             return None
         # scan= says that the node is a stack; its numbers are no layers then.
@@ -286,7 +286,7 @@ class _Lists:
             signatures: set[Any] = set()
             counts: set[tuple[int, ...]] = set()
             for pattern in numbered.values():
-                # Keys that were folded before are alike already, so that the first stands for all.
+                # Keys that were taken together before are alike already, so that the first stands for all.
                 first = self.members[pattern][0]
                 signatures.add(leaves.signature(self._keys[first].value))
                 # Two towers of three and of four layers are no list of towers.
@@ -311,7 +311,7 @@ def _unquoted(pattern: Sequence[Key | Index]) -> Pattern:
     return tuple([_as_spelled(one, 0) if isinstance(one, Index) else one for one in pattern])
 
 
-def _fold(pattern: Pattern, counts: Sequence[int], stack: _Stack | None) -> Fold:
+def _repeated_key(pattern: Pattern, counts: Sequence[int], stack: _Stack | None) -> RepeatedKey:
     """``layers_{i}`` and ``layers/{i}`` are both the logical node ``layers[]``, as is a stacked ``layers``."""
     names: list[str] = []
     levels: list[int | None] = []
@@ -329,7 +329,7 @@ def _fold(pattern: Pattern, counts: Sequence[int], stack: _Stack | None) -> Fold
         if stack is not None and at == stack[0]:
             levels.append(None)
             names[-1] = f"{names[-1]}[]"
-    return Fold(tuple(names), pattern, tuple(levels), None if stack is None else stack[1])
+    return RepeatedKey(tuple(names), pattern, tuple(levels), None if stack is None else stack[1])
 
 
 def _ends(pattern: Pattern) -> dict[LogicalPath, int]:
