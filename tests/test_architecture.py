@@ -194,7 +194,7 @@ ORDER = """
     _lens.step_dtypes
     _lens.read_sides
     _lens.replicas
-    _lens.leaf_feed
+    _lens.handover
     _lens.square_leaves
     _lens.known_sizes
     _lens.lens_table

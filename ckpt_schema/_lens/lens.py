@@ -37,7 +37,7 @@ from ckpt_schema._lens.derive.view_names import (
     renamed_joins,
     renamed_layout,
 )
-from ckpt_schema._lens.leaf_feed import CHUNK_BYTES, fed, transferred
+from ckpt_schema._lens.handover import CHUNK_BYTES, named_leaves, tree_in_place
 from ckpt_schema._lens.lens_table import LensTable
 from ckpt_schema._lens.losses import losses
 from ckpt_schema._lens.plan.plan import Plan
@@ -268,7 +268,7 @@ class Lens(Pictured):
             [('weight', (3, 2))]
         """
         plan, found, kept = self._forward.plan(s, onto, drop=drop, dtype=dtype)
-        return fed(plan, self.view, s, found, kept)
+        return named_leaves(plan, self.view, s, found, kept)
 
     def transfer(
         self,
@@ -300,7 +300,7 @@ class Lens(Pictured):
             ConformanceError: As `get` does, before anything is made or freed.
         """
         plan, found, kept = self._forward.plan(s, onto, drop=drop)
-        return transferred(plan, s, found, kept, chunk_bytes=chunk_bytes, donate_onto=donate_onto)
+        return tree_in_place(plan, s, found, kept, chunk_bytes=chunk_bytes, donate_onto=donate_onto)
 
     def dry_run(
         self,

@@ -17,13 +17,13 @@ from ckpt_schema._messages.text import shown
 from ckpt_schema._trees.containers import Tree, flatten
 from ckpt_schema.errors import ConformanceError, Mismatch
 
-__all__ = ["CHUNK_BYTES", "fed", "transferred"]
+__all__ = ["CHUNK_BYTES", "named_leaves", "tree_in_place"]
 
 CHUNK_BYTES = 2**28
 """How many bytes of a transfer are under way at a time, unless the caller says so."""
 
 
-def fed(
+def named_leaves(
     plan: Plan, view: Layout, tree: Tree, found: Sequence[Any], kept: Sequence[Any]
 ) -> Iterator[tuple[str, Any]]:
     """Each leaf of the result with its name, made when its turn comes; see `Lens.stream`.
@@ -57,7 +57,7 @@ def _named(pieces: Pieces, pool: Sequence[Any], names: Sequence[str]) -> Iterato
             yield names[number], value
 
 
-def transferred(
+def tree_in_place(
     plan: Plan,
     tree: Tree,
     found: Sequence[Any],
