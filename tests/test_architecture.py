@@ -203,7 +203,7 @@ ORDER = """
     _lens.merged_lens
     _lens.registry
     _lens.adapt
-    _lens.adapt.open_names
+    _lens.adapt.candidate_renames
     _lens.adapt.lone_nodes
     _lens.adapt.lone_stacks
     _lens.adapt.older_streams

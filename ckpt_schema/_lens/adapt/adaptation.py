@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from ckpt_schema._layouts.schema import Schema
 from ckpt_schema._layouts.table import Layout
+from ckpt_schema._lens.adapt.candidate_renames import with_discovery
 from ckpt_schema._lens.adapt.one_sided import Keeps, derived
-from ckpt_schema._lens.adapt.open_names import with_discovery
 from ckpt_schema._lens.adapt.siblings import with_lists
 from ckpt_schema._lens.adapt.stacks import Scan, with_stacks
 from ckpt_schema._lens.axis_rules import Replicated

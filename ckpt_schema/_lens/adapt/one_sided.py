@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from ckpt_schema._layouts.table import Layout, Row
+from ckpt_schema._lens.adapt.candidate_renames import candidate_renames
 from ckpt_schema._lens.adapt.lone_nodes import lone_nodes
 from ckpt_schema._lens.adapt.lone_stacks import with_lone_stacks
 from ckpt_schema._lens.adapt.older_streams import older_streams
-from ckpt_schema._lens.adapt.open_names import open_names
 from ckpt_schema._lens.derived_lens import derive
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.rules import Private, Rule
@@ -39,16 +39,16 @@ def derived(left: Layout, right: Layout, rules: list[Rule], keeps: Keeps | None)
         if keeps is not None:
             private += _kept(error, right, keeps, private)
         if not private:
-            raise _with_open_names(error, left, right, rules) from None
+            raise _with_candidates(error, left, right, rules) from None
         first = error
     try:
         return derive(left, right, rules=[*rules, *private])
     except DerivationError as error:
         # Only what is wrong besides is left in this error: private leaves are out of the way.
-        raise _with_open_names(error, left, right, rules) from first
+        raise _with_candidates(error, left, right, rules) from first
 
 
-def _with_open_names(
+def _with_candidates(
     error: DerivationError, left: Layout, right: Layout, rules: Sequence[Rule]
 ) -> DerivationError:
     """The same error, with renames of whole nodes that shapes allow, and with nodes that no shape of the other side allows."""
@@ -60,7 +60,11 @@ def _with_open_names(
         if fault != before or fault.guesses
     }
     error = with_stacks
-    notes = [*error.notes, *open_names(error, left, right), *lone_nodes(error, left, right, told)]
+    notes = [
+        *error.notes,
+        *candidate_renames(error, left, right),
+        *lone_nodes(error, left, right, told),
+    ]
     return DerivationError(error.header, error.mismatches, notes)
 
 

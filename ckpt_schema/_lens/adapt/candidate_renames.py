@@ -13,13 +13,13 @@ from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.rules import Rename
 from ckpt_schema.errors import CkptSchemaError, DerivationError
 
-__all__ = ["open_names", "with_discovery"]
+__all__ = ["candidate_renames", "with_discovery"]
 
 _SHOWN = 6
 """How many nodes one node is offered; more are counted."""
 
 
-def open_names(error: CkptSchemaError, source: Layout, view: Layout) -> list[str]:
+def candidate_renames(error: CkptSchemaError, source: Layout, view: Layout) -> list[str]:
     """Renames of whole nodes that shapes allow and do not tell, commented, to paste beside the rules of an error.
 
     Args:
