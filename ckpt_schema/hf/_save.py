@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
-import operator
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,9 +50,9 @@ from ckpt_schema.orbax._sides import Side, toward, verify_arguments, verify_writ
 __all__ = ["save"]
 
 FILE_BYTES = 5_000_000_000
-_AT_ONCE = 1024  # pieces that a system writes with one call, by POSIX
-_PIECE = 1 << 22  # bytes that are put together at once
-_SHORT = 4096  # bytes: shorter pieces are dearer to write each by itself than to put together
+_PIECE = (
+    1 << 20
+)  # bytes that are put together at once: so many stay in the cache of a core until they are written
 _CONFIGS = ("config.json", "adapter_config.json")  # of a model, and of an adapter of PEFT
 _CARD = ".md"  # tells of the model that it was written for
 
@@ -381,10 +379,12 @@ def _write_tensor(opened: Any, start: int, array: Any) -> None:
         parts = _parts(array) if isinstance(array, jax.Array) else []
         if len(parts) < 2:
             _write_bytes(opened, start, np.asarray(array))
-        elif _shortest(parts) < _SHORT:
-            _write_rows(opened, start, array.shape, parts)
+        # Cut along the first axis alone, the bytes of each shard stand together.
+        elif all(part.shape[1:] == array.shape[1:] for _, part in parts):
+            for spans, part in parts:
+                _write_part(opened, start, array.shape, spans, part, array.dtype.itemsize)
         else:
-            _write_runs(opened, start, parts)
+            _write_rows(opened, start, array.shape, parts)
 
 
 def _parts(array: jax.Array) -> list[_Part]:
@@ -397,18 +397,6 @@ def _parts(array: jax.Array) -> list[_Part]:
             spans = tuple(index.indices(size)[:2] for index, size in axes)
             parts.append((spans, np.asarray(shard.data)))
     return parts
-
-
-def _shortest(parts: Sequence[_Part]) -> int:
-    """How many bytes of a shard stand in one run at least: up to the last axis that is cut."""
-    # (8, 512) cut into 2 by 4: the last shard begins at (4, 384), so both axes are cut, and its
-    # runs have 128 elements each. Cut into 2 by 1 it begins at (4, 0), and is one run of 2048.
-    spans, part = max(parts, key=lambda part: part[0])
-    last = 0
-    for axis, (begin, _) in enumerate(spans):
-        if begin > 0:
-            last = axis
-    return part.itemsize * math.prod(part.shape[last:])
 
 
 def _write_rows(opened: Any, start: int, shape: Sequence[int], parts: Sequence[_Part]) -> None:
@@ -431,45 +419,6 @@ def _write_rows(opened: Any, start: int, shape: Sequence[int], parts: Sequence[_
                 inner = tuple(slice(*span) for span in spans[1:])
                 piece[(slice(low - first, high - first), *inner)] = part[low - begin : high - begin]
         _write_bytes(opened, start + first * row, piece[: last - first])
-
-
-def _runs(parts: Sequence[_Part]) -> Iterator[np.ndarray[Any, Any]]:
-    """Pieces of the shards of an array, in the order in which its bytes stand."""
-    # A band is what has the same rows: of (4, 6) cut into 2 by 3, rows 0 and 1 of three shards.
-    bands: dict[tuple[int, int], list[_Part]] = {}
-    for (rows, *inner), part in sorted(parts, key=lambda part: part[0]):
-        bands.setdefault(rows, []).append(((*inner,), part))
-    for band in bands.values():
-        # A band of one shard is whole on all axes but the first: its bytes stand together.
-        if len(band) == 1:
-            yield band[0][1]
-            continue
-        inner_spans = [spans for spans, _ in band]
-        # Of each row in turn, what every shard of the band has of it.
-        by_row = zip(*(part for _, part in band), strict=True)
-        if len({spans[0] for spans in inner_spans}) == len(band):  # no deeper axis is cut
-            yield from itertools.chain.from_iterable(by_row)
-            continue
-        # A row is an array of one axis less, with the same shards.
-        for row in by_row:
-            yield from _runs([*zip(inner_spans, row, strict=True)])
-
-
-def _write_runs(opened: Any, start: int, parts: Sequence[_Part]) -> None:
-    """Writes an array whose bytes begin at ``start`` as its shards have it: all of it is in no one place."""
-    kind = f"u{parts[0][1].itemsize}"  # bytes are written of what NumPy alone knows
-    runs = _runs([(spans, np.ascontiguousarray(part).view(kind)) for spans, part in parts])
-    while True:
-        several: list[Any] = list(itertools.islice(runs, _AT_ONCE))
-        if not several:
-            return
-        wanted = sum(map(operator.attrgetter("nbytes"), several))
-        count = os.pwritev(opened.fileno(), several, start)
-        # A system may write less than it was given, and says why only at the next call.
-        if count < wanted:
-            rest = b"".join(several)[count:]
-            _write_bytes(opened, start + count, np.frombuffer(rest, np.uint8))
-        start += wanted
 
 
 def _write_part(
