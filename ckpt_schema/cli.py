@@ -71,15 +71,24 @@ def _hub(**arguments: Any) -> int:
     """Runs the command for families, once its words are seen to go together."""
     from ckpt_schema._commands import folders_of_families
 
+    wrong: list[str] = []
     known = folders_of_families.FAMILIES
-    wrong = f"--family is one of {', '.join(known)}" if arguments["family"] not in known else ""
+    if arguments["family"] not in known:
+        wrong.append(f"--family is one of {', '.join(known)}, and not {arguments['family']!r}")
     if (arguments["back"] is None) != (arguments["like"] is None):
-        wrong = "--from and --like belong together"
-    if arguments["dtype"] is not None and "nnx" in (arguments["to"], arguments["back"]):
-        wrong = "--dtype is for maxtext"
+        wrong.append("--from and --like belong together")
+    if "nnx" in (arguments["to"], arguments["back"]):
+        if arguments["dtype"] is not None:
+            wrong.append("--dtype is for maxtext")
+        if arguments["scan"] is not None:
+            said = "--scan" if arguments["scan"] else "--no-scan"
+            wrong.append(f"{said} is for maxtext")
+    for line in wrong:
+        print(f"ckpt-schema hf: {line}", file=sys.stderr)
     if wrong:
-        print(f"ckpt-schema hf: {wrong}", file=sys.stderr)
         return 2
+    # MaxText stacks layers unless it is told not to.
+    arguments["scan"] = arguments["scan"] is not False
     return folders_of_families.answer_hf(**arguments)
 
 
@@ -215,8 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     hub.add_argument(
         "--scan",
         action=argparse.BooleanOptionalAction,
-        default=True,
-        help="whether layers are stacked, of MaxText",
+        help="whether layers are stacked, of MaxText; they are unless told",
     )
     _add_place(hub)
     hub.add_argument("--dtype", help="of all weights, of MaxText; as in the folder unless given")
@@ -270,9 +278,11 @@ _RULES = ("READ", "WRITE", "RESUME", "EXACT")
 def _rules(text: str) -> tuple[str, ...]:
     """The rules that a text names."""
     rules = tuple(text.upper().split(","))
-    unknown = [rule for rule in rules if rule not in _RULES]
+    unknown = dict.fromkeys(repr(rule) for rule in rules if rule not in _RULES)
     if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(_RULES)}")
+        verb = "is" if len(unknown) == 1 else "are"
+        known = ", ".join(_RULES)
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)} {verb} none of {known}")
     return rules
 
 

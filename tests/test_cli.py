@@ -55,6 +55,47 @@ def test_show_prints_each_leaf(runs: Path, capsys: pytest.CaptureFixture[str]) -
     assert told["bytes"] == sum(row["bytes"] for row in told["rows"])
 
 
+def test_show_of_a_run_shows_its_last_checkpoint(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", str(runs / "3000")]) == 0
+    last = capsys.readouterr().out
+    assert main(["show", str(runs)]) == 0
+    title, note, *rest = capsys.readouterr().out.splitlines(keepends=True)
+    assert title == f"{runs} is the folder of a run with 3 checkpoints: 1000, 2000, 3000\n"
+    assert note.startswith("The last one is shown")
+    assert "".join(rest) == last
+    assert main(["show", "--json", f"{runs}/", "--at", "params"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["steps"], told["step"]) == (["1000", "2000", "3000"], 3000)
+    # Where one checkpoint is meant, none is chosen.
+    for command in (["infer"], ["lock"], ["diff", str(runs / "1000")]):
+        assert main([*command, str(runs)]) == 3
+        captured = capsys.readouterr()
+        assert f"{runs} holds checkpoints, and is none itself" in captured.err
+        assert str(runs / "3000") in captured.err
+        assert not captured.out
+
+
+def test_a_run_of_many_steps_names_the_last_ones(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(8, 21):
+        (tmp_path / f"step_{number}").symlink_to(runs / "1000")
+    unfinished = tmp_path / "step_21.orbax-checkpoint-tmp-7"
+    shutil.copytree(runs / "1000", unfinished)
+    assert main(["show", str(tmp_path)]) == 0
+    title = capsys.readouterr().out.splitlines()[0]
+    assert title.endswith(
+        f"with 13 checkpoints: ..., {', '.join(f'step_{n}' for n in range(11, 21))}"
+    )
+    # What an unfinished save has left is no checkpoint, and is told where there is nothing else.
+    for number in range(8, 21):
+        (tmp_path / f"step_{number}").unlink()
+    assert main(["show", str(tmp_path)]) == 3
+    assert "a directory with 1 unfinished save" in capsys.readouterr().err
+
+
 class Terminal(io.StringIO):
     """A terminal, as far as anybody asks."""
 
@@ -361,6 +402,34 @@ def test_a_package_that_lacks_is_named(
     monkeypatch.setattr("ckpt_schema._commands.answers.answer_show", lacking)
     assert main(["show", "gs://bucket/run"]) == 3
     assert "install gcsfs" in capsys.readouterr().err
+
+
+HUB = ["hf", "folder", "new", "--family"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["llam", "--to", "nnx", "--like", "x", "--dtype", "bfloat16", "--no-scan"],
+            ["--family is one of", "--from and --like", "--dtype is for", "--no-scan is for"],
+        ),
+        (["llama", "--from", "nnx", "--scan"], ["--from and --like", "--scan is for maxtext"]),
+    ],
+    ids=range(2),
+)
+def test_words_of_hf_that_do_not_go_together_are_all_told(
+    arguments: list[str], said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*HUB, *arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [part in line for part, line in zip(said, lines, strict=True)] == [True] * len(said)
+
+
+def test_all_rules_that_there_are_not_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["breaking", "none", "--against", "none", "--rules", "READ,WRIT,,EXAKT"])
+    assert "'WRIT', '', 'EXAKT' are none of READ, WRITE" in capsys.readouterr().err
 
 
 def test_wrong_usage_is_2(capsys: pytest.CaptureFixture[str]) -> None:

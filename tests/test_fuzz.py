@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from fuzz import declarations, rules, trees
 from fuzz.attempts import SilentError, ended
 from fuzz.hostile import frozen
 from fuzz.seen import same
-from fuzz.sweep import KINDS
+from fuzz.sweep import KINDS, outcomes
 from support.profiles import THOROUGH
 
 import ckpt_schema as cs
@@ -24,6 +26,17 @@ def test_each_input_is_named_or_taken_rightly(kind: str) -> None:
     assert not {seed: end for seed, end in ends.items() if end.fault}
     kinds = [end.kind for end in ends.values()]
     assert min(kinds.count("named"), kinds.count("accepted")) > CASES / 10, "the inputs are wrong"
+
+
+@pytest.mark.parametrize("kind", ["commands", "targets"])
+def test_a_sweep_leaves_nothing_behind(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the process that made a folder for its cases is killed."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert [end.fault for end in outcomes(kind, range(3))] == [False] * 3
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_fault_is_told_from_an_error_of_ours() -> None:

@@ -498,6 +498,70 @@ def test_a_transformation_may_be_named_in_a_module_of_its_own(
     assert 'tx="my_training.tx"' in str(caught.value)
 
 
+CHAINS = (
+    "optax.adamw(1e-3)",
+    "optax.chain(optax.trace(0.9), optax.scale_by_learning_rate(1e-3))",
+)
+
+
+def of_two_chains() -> cs.Lens:
+    old, new = (eval(text, {"optax": optax}) for text in CHAINS)
+    source = cs.linen.TrainState[flax_models.ScannedSchema, old]
+    view = cs.nnx.TrainState[flax_models.NnxSchema, new]
+    return cs.derive(source, view, rules=[cs.reset(source="opt_state/0", view="opt_state")])
+
+
+def test_each_side_of_a_lens_may_have_a_transformation_of_its_own() -> None:
+    lens = of_two_chains()
+    text = cs.to_source(lens, tx=CHAINS)
+    assert f"source_tx = {CHAINS[0]}\nview_tx = {CHAINS[1]}\n" in text
+    module = types.ModuleType("written")
+    exec(compile(text, "written.py", "exec"), vars(module))
+    assert sorted(str(module.lens).splitlines()) == sorted(str(lens).splitlines())
+    assert (module.source.parts, module.view.parts) == (lens.source.parts, lens.view.parts)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_transformation_for_two_optimizers_is_told(number: int) -> None:
+    with pytest.raises(cs.SchemaError) as caught:
+        cs.to_source(of_two_chains(), tx=CHAINS[number])
+    [fault] = caught.value.mismatches
+    assert fault.path == "tx"
+    # The text is wrong for the other side.
+    kept = ("ScaleByAdamState", "TraceState")
+    assert kept[1 - number] in fault.expected
+    assert kept[number] in fault.found
+    assert 'pass one for each, tx=("run.source_tx", "run.view_tx")' in fault.hint
+
+
+def test_the_transformation_of_another_layout_is_told() -> None:
+    with pytest.raises(cs.SchemaError, match="pass the one that it was made with") as caught:
+        cs.to_source(FlatModel, tx="optax.sgd(1e-3)")
+    [fault] = caught.value.mismatches
+    assert "ScaleByAdamState" in fault.expected
+    # Of two chains of the same parts, a leaf tells them apart.
+    with pytest.raises(cs.SchemaError, match="bfloat16"):
+        cs.to_source(FlatModel, tx='optax.adam(1e-3, mu_dtype="bfloat16")')
+
+
+@pytest.mark.parametrize(
+    ("tx", "said"),
+    [
+        (("optax.adamw(1e-3)",), "a text, or one for each of 2 layouts"),
+        (("optax.adamw(1e-3)",) * 3, "a text, or one for each of 2 layouts"),
+        (optax.adamw(1e-3), "a text, or one for each of 2 layouts"),
+        (("optax.adamw(1e-3)", ""), "the transformation of the optimizer of"),
+        ("optax.adamw(1e-3", "an expression of Python"),
+        ("optax.no_such_name(1e-3)", "which raises AttributeError"),
+    ],
+    ids=range(6),
+)
+def test_what_is_no_transformation_is_told(tx: Any, said: str) -> None:
+    with pytest.raises(cs.SchemaError, match=said) as caught:
+        cs.to_source(derived(), tx=tx)
+    assert {fault.path for fault in caught.value.mismatches} == {"tx"}
+
+
 @pytest.mark.parametrize("name", LENSES)
 def test_what_is_executed_is_the_lens_that_was_written(name: str) -> None:
     make, tx = LENSES[name]

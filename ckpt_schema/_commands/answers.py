@@ -24,6 +24,7 @@ from ckpt_schema._commands.operands import (
     is_there,
     made_mesh,
     read_locked,
+    read_newest,
     read_operand,
     write_file,
     wrong_operand,
@@ -39,7 +40,7 @@ from ckpt_schema._layouts.table import Layout, Row, shown_leaves
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.registry import Registry
 from ckpt_schema._messages.pictures import put
-from ckpt_schema._messages.text import columns, in_bytes
+from ckpt_schema._messages.text import columns, counted, in_bytes
 from ckpt_schema._source.source import to_source
 from ckpt_schema._trees.abstract_states import abstract
 from ckpt_schema._trees.conformance import check
@@ -63,14 +64,16 @@ __all__ = [
 
 OK, DIFFERS = 0, 1
 
+_STEPS = 10  # steps of a run that are named in a title
+
 
 def answer_show(
     given: str, item: str | None, at: str | None, scan: Mapping[str, int], *, as_json: bool
 ) -> int:
     """Prints what a checkpoint, a tree or a layout holds: each leaf with its dtype, its shape and its bytes."""
-    operand = read_operand(given, item, at)
+    operand = read_newest(given, item, at)
     if isinstance(operand.value, Lens):
-        put(operand.value)
+        put(operand.value, operand.value.in_full())
         return OK
     table = operand.layout(scan)
     # As a person counts: layer 10 after layer 9.
@@ -98,12 +101,21 @@ def answer_show(
 
 
 def _show_title(given: str, notes: Mapping[str, Any]) -> str:
-    """Over what is shown: ``/runs/base/4: item state, step 4`` of a checkpoint, else what was given."""
+    """Over what is shown: ``/runs/base/4: item state, step 4`` of a checkpoint, else what was given.
+
+    Where that is the folder of a run, a line before that says so.
+    """
     words: list[str] = []
     for word, value in notes.items():
-        if word != "path":
+        if word not in ("path", "steps"):
             words.append(f"{word} {_words(value)}")
-    return f"{notes.get('path', given)}: {', '.join(words)}" if words else given
+    title = f"{notes.get('path', given)}: {', '.join(words)}" if words else given
+    steps: list[str] = notes.get("steps", [])
+    if not steps:
+        return title
+    several = ", ".join(["..."] * (len(steps) > _STEPS) + steps[-_STEPS:])
+    told = f"{given} is the folder of a run with {counted(len(steps), 'checkpoint')}: {several}"
+    return f"{told}\nThe last one is shown; name another one to see it.\n{title}"
 
 
 def _show_lines(rows: Sequence[Row], sizes: Sequence[RowSize]) -> list[str]:
@@ -185,14 +197,15 @@ def answer_check(
 def answer_explain(given: str, view: str | None, *, as_json: bool) -> int:
     """Prints where a lens brings each leaf, and what is edited on the way."""
     lens = _lens(read_operand(given), view)
+    # Other programs read a pipe by lines: one for each leaf, however wide it is.
     if not as_json:
-        put(lens)
+        put(lens, lens.in_full())
         return OK
     rules: list[str] = []
     for step in lens.derivations:
         rules += map(str, step.rules)
     # The first line is a title. The others are in columns for the eye; in JSON one space will do.
-    lines = [" ".join(line.split()) for line in str(lens).splitlines()[1:]]
+    lines = [" ".join(line.split()) for line in lens.in_full().splitlines()[1:]]
     names = {"source": lens.source.name, "view": lens.view.name}
     _print_json({**names, "dims": dict(lens.dims), "rules": rules, "leaves": lines})
     return OK
@@ -288,7 +301,7 @@ def answer_diff(given: str, other: str, lens: str | None, *, values: bool, as_js
         rules = [str(rule) for rule in difference.rules]
         _print_json({"same": difference.same, **fields, "rules": rules})
     else:
-        put(difference)
+        put(difference, difference.in_full())
     return OK if difference.same else DIFFERS
 
 

@@ -32,6 +32,7 @@ from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.read_sides import made_abstract
 from ckpt_schema._trees.infer import infer
 from ckpt_schema.errors import CkptSchemaError, DerivationError, Mismatch, SchemaError
+from ckpt_schema.orbax._folders import RunFolderError
 from ckpt_schema.orbax._metadata import DiskTree
 from ckpt_schema.orbax._whereabouts import all_meant
 
@@ -41,6 +42,7 @@ __all__ = [
     "is_there",
     "made_mesh",
     "read_locked",
+    "read_newest",
     "read_operand",
     "write_file",
     "wrong_operand",
@@ -58,7 +60,7 @@ class Operand:
         text: As it was given.
         value: A layout, a schema, a lens, or a tree of arrays, abstract ones or metadata.
         notes: What is known of a checkpoint besides: its item or its items, where in it the state stands,
-            and what else is in it.
+            what else is in it, and of which steps of a run it is the last.
         joined: What joins the segments of a path to one key, as in files of Hugging Face.
         disk: The checkpoint, where it is one.
     """
@@ -167,6 +169,22 @@ def read_operand(
     if faults:
         raise SchemaError(f"{text} is no checkpoint", faults)
     return named
+
+
+def read_newest(text: str, item: str | None, at: str | None) -> Operand:
+    """The same; of the folder of a run its last checkpoint, with a note of all that there are.
+
+    Raises:
+        SchemaError: As `read_operand` does.
+        CheckpointMismatchError: The same.
+    """
+    try:
+        return read_operand(text, item, at)
+    except RunFolderError as error:
+        # Step 1000 comes after step 200, as a person counts.
+        steps = [*error.steps]
+    operand = read_operand(f"{text.rstrip('/')}/{steps[-1]}", item, at)
+    return dataclasses.replace(operand, notes={**operand.notes, "steps": steps})
 
 
 def _named(text: str, like: Sequence[Layout], mesh: Mesh | None) -> Operand | None:

@@ -9,7 +9,7 @@ from typing import NoReturn
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._messages.html import Section
 from ckpt_schema._messages.pictures import Picture, Pictured
-from ckpt_schema._messages.text import columns, counted
+from ckpt_schema._messages.text import PRINT_WIDTH, columns, counted, text_lines
 
 __all__ = ["Change", "Diff", "ValueDifference"]
 
@@ -87,7 +87,14 @@ class Diff(Pictured):
 
     def __str__(self) -> str:
         """The changes, a kind after the other; then the rules, and the values that differ."""
-        return "\n".join(self._lines())
+        lines: list[str] = []
+        for line in self._lines(PRINT_WIDTH):
+            lines += text_lines(line, hang=len(line) - len(line.lstrip()) + 4)
+        return "\n".join(lines)
+
+    def in_full(self) -> str:
+        """The same with one line for each change and each rule, where `print` folds what is too long for a line."""
+        return "\n".join(self._lines(None))
 
     def _picture(self) -> Picture:
         """The changes, a kind after the other; then the rules, and the values that differ."""
@@ -116,7 +123,7 @@ class Diff(Pictured):
         sections.append(Section(several, header, values, one=one))
         return Picture(title, sections)
 
-    def _lines(self) -> Iterator[str]:
+    def _lines(self, width: int | None) -> Iterator[str]:
         both = " and ".join(self.names)
         if self.same:
             yield f"{both} are the same"
@@ -131,7 +138,7 @@ class Diff(Pictured):
                     alike.append(_cells(change))
             if alike:
                 yield f"{kind}:"
-                yield from columns(alike)
+                yield from columns(alike, width=width)
         if self.mended:
             yield "a lens goes from one to the other:"
             for line in _call(self.rules):

@@ -279,7 +279,7 @@ def _lens_text(lens: Lens) -> str:
     text = written({**told, "types": types} if types else told, name)
     made = _read_back(text, Lens, tables, name)
     # One lens may be said by several rules: the text has to have these. The lines of a lens have no order.
-    is_same = sorted(str(made).splitlines()) == sorted(str(lens).splitlines())
+    is_same = sorted(made.in_full().splitlines()) == sorted(lens.in_full().splitlines())
     if not is_same or _rule_texts(made) != _rule_texts(lens):
         fault = Mismatch(name, "declaration", str(lens), str(made), "please report it")
         raise SchemaError(f"{name} cannot be written as JSON", [fault])

@@ -16,7 +16,7 @@ from ckpt_schema._layouts.paths import Index, Key, KeyPath, LogicalPath, Pattern
 from ckpt_schema._layouts.pytrees import TreeDef
 from ckpt_schema._layouts.row_sizes import row_size
 from ckpt_schema._messages.pictures import Picture, Pictured
-from ckpt_schema._messages.text import columns, counted
+from ckpt_schema._messages.text import counted, printed_table
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = [
@@ -353,7 +353,7 @@ class Layout(Pictured):
 
     def __str__(self) -> str:
         """The table, a line per row: logical path, key path, leaf, and what is declared of it."""
-        return "\n".join([self._title(), *columns([_cells(row) for row in self.rows])])
+        return printed_table(self._title(), [_cells(row) for row in self.rows])
 
     def _picture(self) -> Picture:
         """The same in parts, with sizes: the model, what else there is, and the optimizer folded."""

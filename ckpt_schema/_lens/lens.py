@@ -465,6 +465,10 @@ class Lens(Pictured):
         """The table: where each leaf goes, what is edited, what is private."""
         return self._table().text()
 
+    def in_full(self) -> str:
+        """The table with one line for each leaf, where `print` folds what is too long for a line."""
+        return self._table().text(in_full=True)
+
     def _picture(self) -> Picture:
         """The same with moments beside their params, and what only moves folded."""
         return self._table().picture()

@@ -12,7 +12,7 @@ from ckpt_schema._lens.derive.middle import Joined
 from ckpt_schema._lens.description import described
 from ckpt_schema._messages.html import Section
 from ckpt_schema._messages.pictures import Picture
-from ckpt_schema._messages.text import columns
+from ckpt_schema._messages.text import PRINT_WIDTH, printed_table
 
 __all__ = ["LensTable"]
 
@@ -92,11 +92,15 @@ class LensTable:
             title += f", {len(self._losses)} not exact (lens.loss says by how much)"
         return title
 
-    def text(self) -> str:
-        """Every line."""
+    def text(self, *, in_full: bool = False) -> str:
+        """Every leaf.
+
+        Args:
+            in_full: Whether each leaf is one line, however long.
+        """
         lines = [*self.joined, *self.private[0], *self.private[1]]
         cells = [(line.source, line.view, line.done) for line in lines]
-        return "\n".join([self.title, *columns(cells)])
+        return printed_table(self.title, cells, None if in_full else PRINT_WIDTH)
 
     def picture(self) -> Picture:
         """First what is edited, then what is private, then what only moves; a moment stands beside its param."""

@@ -14,6 +14,7 @@ NUMBERS = frozenset({"bytes", "size", "absolute", "relative"})
 """The headers of columns that are aligned right."""
 
 _LONG = 60  # rows of a section that is shown folded
+_WIDE = 48  # characters of a cell that may fold, though others stand behind it
 
 # A notebook aligns tables right, and paints every other row in a colour of its own.
 _STYLE = """<style>
@@ -22,6 +23,7 @@ _STYLE = """<style>
 .ckpt-schema th, .ckpt-schema td {text-align: left; vertical-align: top; padding: 0 1.5em 0.1em 0}
 .ckpt-schema th, .ckpt-schema td {white-space: pre}
 .ckpt-schema td:last-child {white-space: pre-wrap}
+.ckpt-schema td.long {white-space: pre-wrap; min-width: 40ch}
 .ckpt-schema th.number, .ckpt-schema td.number {text-align: right; white-space: pre}
 .ckpt-schema th {font-weight: normal; opacity: 0.6}
 .ckpt-schema summary {cursor: pointer; padding: 0.2em 0}
@@ -107,6 +109,6 @@ def _line(tag: str, cells: Sequence[str], names: Sequence[str]) -> str:
     """One row of a table, under columns of these names."""
     written: list[str] = []
     for cell, name in zip(cells, names, strict=True):
-        kind = ' class="number"' if name in NUMBERS else ""
+        kind = ' class="number"' if name in NUMBERS else ' class="long"' * (len(cell) > _WIDE)
         written.append(f"<{tag}{kind}>{html.escape(cell)}</{tag}>")
     return f"<tr>{''.join(written)}</tr>"

@@ -15,6 +15,7 @@ import jax
 
 from ckpt_schema._frameworks.named_types import given_out_by
 from ckpt_schema._layouts.leaves import kind_name
+from ckpt_schema._messages.text import shown
 from ckpt_schema.errors import Mismatch
 
 __all__ = ["Imports", "quoted"]
@@ -58,7 +59,14 @@ class Imports:
 
     def expression(self, text: str, where: str) -> None:
         """Notes the modules that an expression names, ``my_models.training.tx``; those that there are not are faults."""
-        for chain in _free_names(ast.parse(text, mode="eval")):
+        try:
+            tree = ast.parse(text, mode="eval")
+        except (SyntaxError, ValueError) as error:  # of a null byte, the latter
+            found = f"{shown(text)}: {error.args[0]}"
+            hint = 'such as tx="optax.adamw(3e-4)"'
+            self.faults.append(Mismatch(where, "argument", "an expression of Python", found, hint))
+            return
+        for chain in _free_names(tree):
             if chain[0] in _SHORT:
                 self._lines.add(_SHORT[chain[0]])
                 continue

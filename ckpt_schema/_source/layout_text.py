@@ -42,13 +42,13 @@ class Around:
 
     Attributes:
         imports: Its imports.
-        tx: The transformation of its optimizers, as it is written.
+        chains: The transformations of its optimizers, as they are written, by what the text calls them.
         taken: The names that stand for something.
         known: The classes that are written, by what stands in them.
     """
 
     imports: Imports = dataclasses.field(default_factory=Imports)
-    tx: str = ""
+    chains: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     taken: set[str] = dataclasses.field(default_factory=lambda: {"tx", "lens"})
     known: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
 
@@ -58,15 +58,15 @@ class Around:
         Raises:
             SchemaError: A class in it, or a name in what `tx` says, cannot be imported.
         """
-        tx: list[str] = []
-        if self.tx:
+        chains = [""] if self.chains else []
+        for called, expression in self.chains.items():
             self.imports.whole("optax")
-            self.imports.expression(self.tx, "tx")
-            tx = ["", f"tx = {self.tx}"]
+            self.imports.expression(expression, "tx")
+            chains.append(f"{called} = {expression}")
         faults = self.imports.faults
         if faults:
             raise SchemaError(f"{name} cannot be written as classes", faults)
-        top = "\n".join([*self.imports.lines(), *tx])
+        top = "\n".join([*self.imports.lines(), *chains])
         return "\n\n\n".join([top, *blocks]) + "\n"
 
 
@@ -92,15 +92,17 @@ class LayoutText:
         name: What the class of the whole tree is called.
     """
 
-    def __init__(self, table: Layout, around: Around) -> None:
+    def __init__(self, table: Layout, around: Around, chain: str = "") -> None:
         """Reads a layout.
 
         Args:
             table: The layout.
             around: What it shares with the rest of the text.
+            chain: What the text calls the transformation of its optimizer; empty where it has none, and what that keeps is
+                written out.
         """
         imports, taken = around.imports, around.taken
-        self._tx = around.tx
+        self._chain = chain
         self._separator = _separator(table)
         if self._separator:
             # The classes are nested as in a tree of dicts; that of the whole joins their keys.
@@ -263,8 +265,9 @@ class LayoutText:
         """
         kind, head = next(iter(heads.items()))
         is_alone = len(heads) == 1 and kind in (None, USUAL_COLLECTION)
-        # Params of which no optimizer is stand in a dict of variables, in which others may be.
-        if is_alone and (name in self._trained or not head):
+        # Params of Linen of which no optimizer is stand in a dict of variables, in which others may be.
+        is_nnx = self._table.container == "nnx"
+        if is_alone and (is_nnx or name in self._trained or not head):
             text = paths.format_path(head)
             if text != name:
                 yield "key", quoted(text)
@@ -354,10 +357,10 @@ class LayoutText:
         root = next(root for root in self._roots if root.branch.name in models)
         home = self._states[name]
         where = paths.format_path(home)
-        if self._tx:
+        if self._chain:
             arguments = f"of={quoted(root.branch.name)}"
             arguments += "" if where == name else f", key={quoted(where)}"
-            return f"{name}: cs.OptState = cs.optimizer(tx, {arguments})"
+            return f"{name}: cs.OptState = cs.optimizer({self._chain}, {arguments})"
         params: dict[LogicalPath, Placed] = {}
         others: dict[LogicalPath, Placed] = {}
         # Where no leaf has a collection or a Variable type, all are trained.

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ckpt_schema._layouts import paths
-from ckpt_schema._layouts.leaves import ConstantKey, FreshKey
+from ckpt_schema._layouts.immutable import replaced
+from ckpt_schema._layouts.leaves import ConstantKey, FreshKey, Init
 from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.schema import Schema
 from ckpt_schema._layouts.schema import layout as layout_of
@@ -22,14 +23,17 @@ from ckpt_schema._lens.ancestry import Derivation
 from ckpt_schema._lens.derive.spelled_rows import as_read
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.rules import Rule, VariableKind
+from ckpt_schema._messages.text import counted, shown
 from ckpt_schema._source.importing import Imports
 from ckpt_schema._source.layout_text import Around, LayoutText
 from ckpt_schema.errors import Mismatch, SchemaError
 
 __all__ = ["to_source"]
 
+_HINT = 'pass tx="optax.adamw(3e-4)"; of two optimizers, tx=("run.source_tx", "run.view_tx")'
 
-def to_source(given: Layout | type[Schema] | Lens, *, tx: str = "") -> str:
+
+def to_source(given: Layout | type[Schema] | Lens, *, tx: str | tuple[str, ...] = "") -> str:
     """A layout or a lens as Python: the classes that declare it, in a text that can be imported.
 
     A layer of Flax is its block, `ckpt_schema.blocks`, where that says just what is there. What is equal is one class, and
@@ -41,7 +45,8 @@ def to_source(given: Layout | type[Schema] | Lens, *, tx: str = "") -> str:
     Args:
         given: A layout, such as `infer` reads off a tree, a schema, or a lens.
         tx: How the transformation of its optimizer is written, ``"optax.adamw(3e-4)"``. Without it what the optimizer keeps
-            is written out, see `kept`.
+            is written out, see `kept`. Of a lens whose sides have two optimizers, one for each side,
+            ``("run.source_tx", "run.view_tx")``; an empty text for a side whose state is to be written out.
 
     Raises:
         SchemaError: Something in it cannot be declared by classes.
@@ -78,20 +83,76 @@ def to_source(given: Layout | type[Schema] | Lens, *, tx: str = "") -> str:
         layout = cs.layout(Inferred, dims=SIZES, dtype="float32", has=["**/bias"])
         <BLANKLINE>
     """
-    around = Around(tx=tx)
     if isinstance(given, Lens):
-        return _lens_text(given, around)
+        return _lens_text(given, tx)
     table = layout_of(given)
-    _verify_known(table, tx)
-    writer = LayoutText(table, around)
+    chains = _chains({"layout": table}, tx)
+    around = Around(chains=chains.expressions)
+    writer = LayoutText(table, around, chains.called["layout"])
     text = around.text([*writer.classes(), "\n".join(writer.last_lines())], table.name)
-    _verify(text, {"layout": table})
+    _verify(text, {"layout": table}, chains)
     return text
 
 
-def _lens_text(lens: Lens, around: Around) -> str:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Chains:
+    """How the transformations of layouts are written.
+
+    Attributes:
+        called: What the text calls that of each layout, by the name of the layout; empty where none is told.
+        expressions: What stands for each such name.
+    """
+
+    called: Mapping[str, str]
+    expressions: dict[str, str]
+
+    def said_of(self, name: str) -> str:
+        """The expression for a layout; empty where none is told."""
+        return self.expressions.get(self.called[name], "")
+
+
+def _chains(tables: Mapping[str, Layout], tx: object) -> _Chains:
+    """The transformations of layouts, by what the text calls these.
+
+    Raises:
+        SchemaError: There is not one for each, or a layout was made for a transformation that nobody has written.
+    """
+    names = ", ".join(table.name for table in tables.values())
+    several = [tx] * len(tables)
+    if isinstance(tx, (tuple, list)):
+        given: list[object] = [*tx]  # pyright: ignore[reportUnknownArgumentType]
+        several = given
+    texts = [text for text in several if isinstance(text, str)]
+    if len(texts) < len(several) or len(several) != len(tables):
+        expected = f"a text, or one for each of {len(tables)} layouts, {names}"
+        if len(tables) == 1:
+            expected = "a text"
+        fault = Mismatch("tx", "argument", expected, shown(tx), _HINT)
+        raise SchemaError(f"the optimizers of {names} are not told", [fault])
+    faults: list[Mismatch] = []
+    for table, text in zip(tables.values(), texts, strict=True):
+        if table.initial is not None and not text:
+            expected = f"the transformation of the optimizer of {table.name}, as it is written"
+            faults.append(Mismatch("tx", "argument", expected, "none", _HINT))
+    if faults:
+        raise SchemaError(f"{names}: an optimizer that is to start is not told", faults)
+    # Of one for all it is `tx`, and else `source_tx` and `view_tx`.
+    is_one = len(set(filter(None, texts))) == 1
+    called: dict[str, str] = {}
+    expressions: dict[str, str] = {}
+    for name, text in zip(tables, texts, strict=True):
+        called[name] = ("tx" if is_one else f"{name}_tx") if text else ""
+        if text:
+            expressions[called[name]] = text
+    return _Chains(called, expressions)
+
+
+def _lens_text(lens: Lens, tx: object) -> str:
     """The text of a lens: its layouts, and how it was derived from them."""
-    pairs = [as_read((step.source, step.view), step.rules) for step in lens.derivations]
+    pairs: list[tuple[Layout, Layout]] = []
+    for step in lens.derivations:
+        before, after = as_read((step.source, step.view), step.rules)
+        pairs.append((_without_starts(before), _without_starts(after)))
     # A layout between two steps of a composed lens is the view of one and the source of the next: it is written once.
     tables: list[Layout] = []
     for pair in pairs:
@@ -100,12 +161,14 @@ def _lens_text(lens: Lens, around: Around) -> str:
                 tables.append(table)
     names = ["source", "view"] if len(tables) == 2 else [f"layout_{n}" for n in range(len(tables))]
     sizes = [f"{name.upper()}_SIZES" for name in names]
-    around.taken.update(names, sizes)
+    named = dict(zip(names, tables, strict=True))
+    chains = _chains(named, tx)
+    around = Around(chains=chains.expressions)
+    around.taken.update(names, sizes, chains.expressions)
     blocks: list[str] = []
     ends: list[str] = []
     for table, name, sizes_name in zip(tables, names, sizes, strict=True):
-        _verify_known(table, around.tx)
-        writer = LayoutText(table, around)
+        writer = LayoutText(table, around, chains.called[name])
         blocks += writer.classes()
         ends += writer.last_lines(name, sizes_name)
     steps: list[str] = []
@@ -118,10 +181,11 @@ def _lens_text(lens: Lens, around: Around) -> str:
         whole = f"({whole}).bind({dims})"
     name = f"{lens.source.name} -> {lens.view.name}"
     text = around.text([*blocks, "\n".join([*ends, f"lens = {whole}"])], name)
-    defined = _verify(text, dict(zip(names, tables, strict=True)))
+    defined = _verify(text, named, chains)
     # Equal cells in another order are the same lens.
-    if sorted(str(defined["lens"]).splitlines()) != sorted(str(lens).splitlines()):
-        fault = Mismatch(name, "declaration", str(lens), str(defined["lens"]), "please report it")
+    made: Lens = defined["lens"]
+    if sorted(made.in_full().splitlines()) != sorted(lens.in_full().splitlines()):
+        fault = Mismatch(name, "declaration", str(lens), str(made), "please report it")
         raise SchemaError(f"{name} cannot be written", [fault])
     return text
 
@@ -164,34 +228,100 @@ def _rule_text(rule: Rule, imports: Imports) -> str:
     return re.sub(r"'([^'\"\\\\]*)'", r'"\1"', text) if '"' not in text else text
 
 
-def _verify_known(table: Layout, tx: str) -> None:
-    """Raises where a layout was made for a transformation that nobody has written."""
-    if table.initial is not None and not tx:
-        fault = Mismatch(
-            "tx",
-            "argument",
-            "the transformation of the optimizer, as it is written",
-            "none",
-            'pass tx="optax.adamw(3e-4)"',
-        )
-        raise SchemaError(f"{table.name} starts an optimizer that is not told", [fault])
-
-
-def _verify(text: str, tables: Mapping[str, Layout]) -> dict[str, Any]:
+def _verify(text: str, tables: Mapping[str, Layout], chains: _Chains) -> dict[str, Any]:
     """What a text defines.
+
+    Args:
+        text: The text.
+        tables: Its layouts by their names in it.
+        chains: How their optimizers are written.
 
     Raises:
         SchemaError: A layout is not what it should be: what classes cannot declare is nowhere left out in silence.
     """
     defined: dict[str, Any] = {}
+    failed: Exception | None = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # who made the lens was warned
-        exec(compile(text, "<to_source>", "exec"), defined)
+        try:
+            exec(compile(text, "<to_source>", "exec"), defined)
+        except Exception as error:
+            failed = error
+    faults: list[Mismatch] = []
+    wrong: list[str] = []
     for name, table in tables.items():
-        faults = [*_differences(table, defined[name])]
-        if faults:
-            raise SchemaError(f"{table.name} cannot be written as classes", faults)
+        if name in defined:
+            both = _without_starts(table), _without_starts(defined[name])
+            found = [*_unlike_layouts(*both, chains, name)]
+            faults += found
+            wrong += [table.name] * bool(found)
+    # A lens of wrong layouts is not derived: what is wrong with these is the cause.
+    if faults:
+        raise SchemaError(f"{' and '.join(wrong)} cannot be written as classes", faults)
+    if failed is not None:
+        for called, expression in chains.expressions.items():
+            # It is what is defined first.
+            if called not in defined:
+                found = f"{expression}, which raises {type(failed).__name__}: {failed}"
+                faults = [Mismatch("tx", "argument", "a transformation", found, _HINT)]
+                raise SchemaError("the text of a transformation does not run", faults) from failed
+        raise failed
     return defined
+
+
+def _unlike_layouts(table: Layout, made: Layout, chains: _Chains, name: str) -> Iterator[Mismatch]:
+    """What is wrong with a layout that was made of a text; only of its optimizer, where that is another one."""
+    said = chains.said_of(name)
+    before, after = _model_rows(table), _model_rows(made)
+    # Of other rows of the model all that follows them is other, too.
+    is_other = table.parts != made.parts or _state_rows(table) != _state_rows(made)
+    if said and before == after and is_other:
+        hint = "pass the one that it was made with"
+        if len(chains.called) > 1 and len(chains.expressions) == 1:
+            several = ", ".join(f'"run.{name}_tx"' for name in chains.called)
+            hint = f"the sides have several optimizers: pass one for each, tx=({several})"
+        expected, found = _kept_words(table, made)
+        expected = f"the optimizer of {table.name}, which keeps {expected}"
+        yield Mismatch("tx", "argument", expected, f"{said}, which keeps {found}", hint)
+        return
+    yield from _differences(table, made)
+
+
+def _without_starts(table: Layout) -> Layout:
+    """A layout without what rules say of its optimizer: which leaves start anew, which the rules in a text say again."""
+    rows: list[Row] = []
+    for row in table.rows:
+        starts = row.optimizer and isinstance(row.default, Init)
+        rows.append(replaced(row, default=None) if starts else row)
+    return dataclasses.replace(table, rows=tuple(rows))
+
+
+def _model_rows(table: Layout) -> dict[LogicalPath, Row]:
+    return {row.path: row for row in table.rows if not row.optimizer}
+
+
+def _state_rows(table: Layout) -> dict[LogicalPath, Row]:
+    return {row.path: row for row in table.rows if row.optimizer}
+
+
+def _kept_words(table: Layout, made: Layout) -> tuple[str, str]:
+    """What the optimizers of two layouts keep, in words: their parts, or where these are alike, a leaf that is not."""
+    parts: list[str] = []
+    for each in (table, made):
+        names = [part.type.__name__ for part in each.parts]
+        parts.append(", ".join(names) or counted(len(_state_rows(each)), "leaf", "leaves"))
+    if parts[0] != parts[1]:
+        return parts[0], parts[1]
+    before, after = _state_rows(table), _state_rows(made)
+    for path in {**before, **after}:
+        if before.get(path) != after.get(path):
+            where = "/".join(path)
+            one, other = before.get(path), after.get(path)
+            return (
+                f"no {where}" if one is None else f"{where}, {one.stored}",
+                f"no {where}" if other is None else f"{where}, {other.stored}",
+            )
+    return parts[0], parts[1]
 
 
 def _differences(table: Layout, made: Layout) -> Iterator[Mismatch]:

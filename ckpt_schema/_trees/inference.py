@@ -368,6 +368,7 @@ class _Rows:
             self._places.append(_Place(prefix, (WEIGHTS,), kind, True))
         for prefix in kinds.copies:
             self._places.append(_Place(prefix, (named(prefix[0]),), USUAL_COLLECTION, False))
+        self._roots = {leaf.key for leaf in read.leaves if len(leaf.key) == 1}
         self._lone = {place.prefix for place in self._places if place.prefix}  # that may be leaves
         # A model alone has no leaf that is like one of another tree.
         self._alone = len(self._places) == 1 and not repeated and not kinds.mirrors
@@ -447,7 +448,8 @@ class _Rows:
         rest = leaf.key
         if inside:
             rest = leaf.key[len(optimizer) :]
-        elif leaf.key[:1] == optimizer[:-1]:
+        # The count of an optimizer is the step of the run, unless the run counts itself.
+        elif leaf.key[:1] == optimizer[:-1] and leaf.key[-1:] not in self._roots:
             rest = leaf.key[-1:]
         path = tuple(map(named, (OPTIMIZER_STATE, *rest) if inside else rest))
         more: dict[str, Any] = {"kind": leaf.kind, "metadata": leaf.metadata}

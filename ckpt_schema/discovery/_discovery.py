@@ -18,7 +18,7 @@ from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.rules import Rule
 from ckpt_schema._messages.html import Section
 from ckpt_schema._messages.pictures import Picture, Pictured
-from ckpt_schema._messages.text import columns
+from ckpt_schema._messages.text import PRINT_WIDTH, columns, text_lines
 from ckpt_schema.discovery._cautions import colliding_sizes, unexercised
 from ckpt_schema.discovery._depths import LayerFactory, first_other, verify_factories
 from ckpt_schema.discovery._found_rules import FoundRules, rules_of
@@ -203,7 +203,8 @@ class Discovery(Pictured):
         for pairing in self.pairings:
             view = piece_text(str(pairing.view), self._names[1])
             cells.append((view, "<-", self._sources_text(pairing)))
-        lines = [f"{self.source.name} -> {self.view.name}: {self.status}", *columns(cells)]
+        lines = [f"{self.source.name} -> {self.view.name}: {self.status}"]
+        lines += columns(cells, width=PRINT_WIDTH)
         lines += [f"  {rule}" for rule in self.rules]
         lines += [f"  open: {each}" for each in self.open]
         lines += [f"  {note}" for note in self.notes]
@@ -212,7 +213,10 @@ class Discovery(Pictured):
             f"  outputs differ by {told.outputs:.1e} at random values, gradients by "
             f"{told.gradients:.1e}; the next candidate by {told.nearest:.1e}"
         )
-        return "\n".join(lines)
+        printed: list[str] = []
+        for line in lines:
+            printed += text_lines(line, hang=6)
+        return "\n".join(printed)
 
 
 def discover(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from etils import epath
@@ -22,6 +22,7 @@ from ckpt_schema.orbax._places import UNFINISHED, misread
 
 __all__ = [
     "Item",
+    "RunFolderError",
     "SeveralItemsError",
     "find_item",
     "is_checkpoint",
@@ -50,12 +51,40 @@ class SeveralItemsError(CheckpointMismatchError):
     """A checkpoint holds several pytrees, and it was not said which is meant."""
 
 
+class RunFolderError(CheckpointMismatchError):
+    """A folder holds checkpoints, as that of a run does, and it was not said which is meant.
+
+    Attributes:
+        steps: Their names, the last one last.
+    """
+
+    steps: tuple[str, ...] = ()
+
+
 def refusal(
     place: epath.Path, found: str, hint: str, notes: Iterable[str] = ()
 ) -> CheckpointMismatchError:
-    """The error for a path that cannot be restored."""
-    fault = Mismatch(str(place), "checkpoint", "an Orbax checkpoint", found, hint)
-    return CheckpointMismatchError(f"{place} cannot be restored", [fault], notes)
+    """The error for a path that cannot be read."""
+    return CheckpointMismatchError(f"{place} cannot be read", [_fault(place, found, hint)], notes)
+
+
+def _fault(place: epath.Path, found: str, hint: str) -> Mismatch:
+    return Mismatch(str(place), "checkpoint", "an Orbax checkpoint", found, hint)
+
+
+def _run_folder(place: epath.Path, found: str, steps: Sequence[str]) -> RunFolderError:
+    """The error for the folder of a run.
+
+    Args:
+        place: The folder.
+        found: How many of what it holds.
+        steps: The names of these.
+    """
+    latest = ", ".join(str(place / name) for name in steps[-3:])
+    fault = _fault(place, found, f"pass one of them: {latest}")
+    error = RunFolderError(f"{place} holds checkpoints, and is none itself", [fault])
+    error.steps = tuple(steps)
+    return error
 
 
 def find_item(place: epath.Path, wanted: str | None, aux: str | None) -> Item:
@@ -80,7 +109,7 @@ def find_item(place: epath.Path, wanted: str | None, aux: str | None) -> Item:
     steps: list[str] = []
     every: list[str] = []
     for name in children:
-        if (place / name / CHECKPOINT_FILE).exists():
+        if UNFINISHED not in name and (place / name / CHECKPOINT_FILE).exists():
             steps.append(name)
         if is_pytree(place / name):
             every.append(name)
@@ -210,13 +239,11 @@ def _other(place: epath.Path, steps: list[str]) -> CheckpointMismatchError:
     if not place.is_dir():
         return refusal(place, *_file(place))
     if steps:
-        latest = ", ".join(str(place / name) for name in steps[-3:])
-        found = f"a directory of {counted(len(steps), 'checkpoint')}"
-        return refusal(place, found, f"pass one of them: {latest}")
+        return _run_folder(place, f"a directory of {counted(len(steps), 'checkpoint')}", steps)
     if (place.parent / CHECKPOINT_FILE).exists():
         named = f" with item={place.name!r}" if is_pytree(place) else ""
         return refusal(place, "a part of a checkpoint", f"pass {place.parent}{named}")
-    return refusal(place, *_folder(place))
+    return _folder(place)
 
 
 def _near(place: epath.Path) -> str:
@@ -244,30 +271,32 @@ def _file(place: epath.Path) -> tuple[str, str]:
     return "a file", "a checkpoint is a directory"
 
 
-def _folder(place: epath.Path) -> tuple[str, str]:
-    """What a directory is that holds no checkpoint, and what to pass instead."""
+def _folder(place: epath.Path) -> CheckpointMismatchError:
+    """The error for a directory that holds no checkpoint of today, with what to pass instead."""
     children = sorted(place.iterdir(), key=lambda child: paths.natural(child.name))
     if not children:
-        return "an empty directory", "check the path"
-    packed = [child for child in children if is_packed_file(child)]
-    old_steps = [child for child in children if _holds_items(child)]
+        return refusal(place, "an empty directory", "check the path")
+    whole = [child for child in children if UNFINISHED not in child.name]
+    packed = [child.name for child in whole if is_packed_file(child)]
+    old_steps = [child.name for child in whole if _holds_items(child)]
     kinds = [("msgpack file of Flax", packed), ("step of an old CheckpointManager", old_steps)]
     for what, here in kinds:
         if here:
-            latest = ", ".join(map(str, here[-3:]))
             found = f"a directory with {counted(len(here), what, what.replace(' of', 's of', 1))}"
-            return found, f"pass one of them: {latest}"
+            return _run_folder(place, found, here)
+    if len(whole) < len(children):
+        found = f"a directory with {counted(len(children) - len(whole), 'unfinished save')}"
+        return refusal(place, found, "pass a checkpoint that was saved to its end, or save again")
     # A pytree whose file of metadata is lost still has its database, in itself or one level down.
     holders = [place]
     for child in children:
         if child.is_dir():
             holders.append(child)
     if any((holder / DATABASE_FILE).exists() for holder in holders):
-        return f"arrays without the {PYTREE_FILE} that tells their tree", "a copy may be incomplete"
-    return (
-        "a directory without a pytree that Orbax wrote",
-        "check the path; a copy may be incomplete",
-    )
+        found = f"arrays without the {PYTREE_FILE} that tells their tree"
+        return refusal(place, found, "a copy may be incomplete")
+    found = "a directory without a pytree that Orbax wrote"
+    return refusal(place, found, "check the path; a copy may be incomplete")
 
 
 def _holds_items(step: epath.Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import io
@@ -36,7 +37,9 @@ def lens() -> cs.Lens:
 @functools.cache
 def folder() -> Path:
     """A folder with what commands may be given, whole and damaged."""
-    made = Path(tempfile.mkdtemp(prefix="ckpt-schema-commands-"))
+    holder = tempfile.TemporaryDirectory(prefix="ckpt-schema-commands-")
+    atexit.register(holder.cleanup)
+    made = Path(holder.name)
     cs.orbax.save(made / "run" / "1000", state())
     shutil.copytree(made / "run" / "1000", made / "damaged")
     for file in (made / "damaged").rglob("*METADATA*"):

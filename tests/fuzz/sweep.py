@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -32,8 +33,9 @@ KINDS: dict[str, Attempt] = {
 CHUNK = 250
 
 
-def run(kind: str, seeds: Sequence[int], told: Connection) -> None:
-    """Tells how the cases of one kind end, one after the other."""
+def run(kind: str, seeds: Sequence[int], told: Connection, folder: str) -> None:
+    """Tells how the cases of one kind end, one after the other; what they write is in the folder."""
+    tempfile.tempdir = folder
     # What XLA and Orbax log of inputs that are wrong on purpose helps nobody.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.disable(logging.CRITICAL)
@@ -53,7 +55,9 @@ def outcomes(kind: str, seeds: Sequence[int], patience: float = SECONDS * 2) -> 
     spawn = multiprocessing.get_context("spawn")
     while seeds:
         reading, writing = spawn.Pipe(duplex=False)
-        process = spawn.Process(target=run, args=(kind, seeds, writing))
+        # A process that is killed removes nothing: its folder is this one's.
+        place = tempfile.TemporaryDirectory(prefix="ckpt-schema-sweep-")
+        process = spawn.Process(target=run, args=(kind, seeds, writing, place.name))
         process.start()
         writing.close()
         done = 0
@@ -71,6 +75,7 @@ def outcomes(kind: str, seeds: Sequence[int], patience: float = SECONDS * 2) -> 
         finally:
             process.kill()
             process.join()
+            place.cleanup()
         seeds = seeds[done:]
 
 
