@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 import ckpt_schema as cs
+from ckpt_schema._json.json_text import lock_text
 
 TX = optax.adam(1e-3)
 
@@ -231,3 +235,38 @@ def test_what_stands_beside_the_usual_item_is_told(
 def test_of_a_tree_in_memory_nothing_is_said_of_a_checkpoint(said: Any) -> None:
     with pytest.raises(cs.SchemaError, match="expected the path of a checkpoint"):
         cs.infer({"params": {"w": jnp.ones(3)}}, **said)
+
+
+# --- a run with an average, as a module  ---
+
+
+class Averaged(nnx.Module):
+    """A model with statistics, its optimizer, a copy of it, and a count of the run's own."""
+
+    def __init__(self, rngs: nnx.Rngs, copied: Callable[[Any], Any]) -> None:
+        norms = [nnx.BatchNorm(3, rngs=rngs) for _ in range(2)]
+        self.model = nnx.Dict(layers=nnx.List(norms), head=nnx.Linear(3, 2, rngs=rngs))
+        self.optimizer = nnx.Optimizer(self.model, optax.adam(1e-3), wrt=nnx.Param)
+        self.average = copied(self.model)
+        self.step = nnx.Variable(jnp.int32(7))
+
+
+@pytest.mark.parametrize("copied", [nnx.clone, copy.deepcopy])
+def test_a_module_with_a_copy_of_its_model_and_its_own_count_is_read(
+    copied: Callable[[Any], Any],
+) -> None:
+    run = Averaged(nnx.Rngs(0), copied)
+    layout = cs.infer(run, lists=["layers/{i}"])
+    rows = {"/".join(row.path): row for row in layout.rows}
+    # Both counts are there; that of the run is its step.
+    assert rows["step"].leaf.dtype == "int32"
+    assert rows["optimizer/step"].leaf.dtype == "uint32"
+    assert rows["average/head/kernel"].body == 1
+    assert rows["average/layers[]/mean"].leaf == rows["params/layers[]/mean"].leaf
+    assert cs.check(layout, run).ok
+    # All that a command does with it.
+    assert cs.from_json(lock_text(layout), cs.Layout).rows
+    written: dict[str, Any] = {}
+    exec(cs.to_source(layout), written)
+    assert {row.key for row in written["layout"].rows} == {row.key for row in layout.rows}
+    cs.assert_trees_identical(cs.adapt(run, run).get(nnx.state(run)), nnx.state(run))
