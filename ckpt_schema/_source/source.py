@@ -120,7 +120,7 @@ def _chains(tables: Mapping[str, Layout], tx: object) -> _Chains:
     names = ", ".join(table.name for table in tables.values())
     several = [tx] * len(tables)
     if isinstance(tx, (tuple, list)):
-        given: list[object] = [*tx]  # pyright: ignore[reportUnknownArgumentType]
+        given: list[object] = [*tx]
         several = given
     texts = [text for text in several if isinstance(text, str)]
     if len(texts) < len(several) or len(several) != len(tables):
