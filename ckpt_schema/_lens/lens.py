@@ -438,8 +438,7 @@ class Lens(Pictured):
         # What the layout between has is one dim at both ends; what it has not are two of one name.
         between = first.view.names() | self.source.names()
         between |= common_names(first.joins) | common_names(self.joins)
-        before = first.source.names()
-        mine = self.view.names()
+        before, mine = first.source.names(), self.view.names()
         names = names_apart((before & mine) - between, before | mine | between)
         return self.renamed(names, view_alone=True)
 
