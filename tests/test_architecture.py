@@ -265,6 +265,7 @@ ORDER = """
     discovery._proof
     discovery._matching
     discovery._axis_letters
+    discovery._coarse_pairs
     discovery._found_rules
     discovery._factor_places
     discovery._open

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ckpt_schema.discovery._leaf_pieces import LeafPiece
 from ckpt_schema.discovery._models import Leaves, RunnableModel
+from ckpt_schema.discovery._open import leaf_kinds
 
-__all__ = ["colliding_sizes", "unexercised"]
+__all__ = ["colliding_sizes", "differing_leaves", "unexercised"]
 
 _SHOWN = 4
 
@@ -42,6 +43,27 @@ def colliding_sizes(pieces: Iterable[LeafPiece]) -> list[str]:
     shown = ", ".join(dict.fromkeys(words[:_SHOWN])) + ", ..." * (len(words) > _SHOWN)
     hint = "a configuration whose sizes are no sums or products of others may tell more"
     return [f"sizes collide, {shown}: {hint}"]
+
+
+def differing_leaves(
+    suspects: Sequence[Collection[str]] | None, names: Sequence[Mapping[str, str]]
+) -> Iterator[str]:
+    """In which leaves two models differ, where that is known, and what the user can do to find out more.
+
+    Args:
+        suspects: The leaves of each side among which is all that differs.
+        names: What rules call the leaves of each side.
+    """
+    if suspects is not None:
+        words: list[str] = []
+        for leaves, names_of_side in zip(suspects, names, strict=True):
+            told = [name for leaf, name in names_of_side.items() if leaf in leaves]
+            words.append(leaf_kinds(told))
+        yield f"what differs is in {words[0]}, and in {words[1]}: while these are silent, they agree"
+    yield (
+        "give scan= and lists= if layers are stacked; discover parts of both alone, as one block, and "
+        "give what is found as rules=; with_layers= tells at which layer two models begin to differ"
+    )
 
 
 def _sizes_twice(form: Sequence[int]) -> Iterator[int]:

@@ -19,7 +19,7 @@ from ckpt_schema._lens.rules import Rule
 from ckpt_schema._messages.html import Section
 from ckpt_schema._messages.pictures import Picture, Pictured
 from ckpt_schema._messages.text import PRINT_WIDTH, columns, text_lines
-from ckpt_schema.discovery._cautions import colliding_sizes, unexercised
+from ckpt_schema.discovery._cautions import colliding_sizes, differing_leaves, unexercised
 from ckpt_schema.discovery._depths import LayerFactory, first_other, verify_factories
 from ckpt_schema.discovery._found_rules import FoundRules, rules_of
 from ckpt_schema.discovery._known_leaves import KnownLeaves, known_leaves
@@ -47,7 +47,7 @@ from ckpt_schema.discovery._open import (
 )
 from ckpt_schema.discovery._open_values import OpenValues
 from ckpt_schema.discovery._points import leaves_of, relative_gap, shared_values
-from ckpt_schema.discovery._readings import NEARLY, Reading, Search
+from ckpt_schema.discovery._readings import NEARLY, Reading, Search, turns_of
 from ckpt_schema.errors import CkptSchemaError, DerivationError, Mismatch
 
 __all__ = ["Discovery", "Evidence", "Open", "discover", "makes_one_function"]
@@ -325,26 +325,28 @@ def _discovered(models: Models, words: _Words, known: KnownLeaves) -> Discovery:
     names, seed = words.names, words.seed
     _verify_runs(models, names, seed)
     # Readings come in turns, the least changed first; each is matched, until one explains all.
-    search = Search(models, seed, words.budget, known)
-    judged: dict[Reading, Matched] = {}
+    searches: list[Search] = []
+    judged: dict[tuple[Search, Reading], Matched] = {}
     readings: list[Reading] = []
-    for readings in search.readings():
+    for search, readings in turns_of(models, seed, words.budget, known, searches):
         if readings[0].noise > NEARLY:
             break
         for reading in readings[:_MOST_READINGS]:
-            if reading not in judged:
+            if (search, reading) not in judged:
                 pieces = search.cutting.both_pieces(reading.changes)
-                judged[reading] = match_pieces(models, pieces, reading.noise, seed, known)
+                matched = match_pieces(models, pieces, reading.noise, seed, known)
+                judged[search, reading] = matched
         # Other readings would explain no more.
         if any(matched.agrees and not any(matched.alone) for matched in judged.values()):
             break
     # Nothing made the outputs nearly equal: the last turn has the best of all readings.
     if not judged:
+        search = searches[0]
         collisions = colliding_sizes(itertools.chain(*search.cutting.both_pieces(frozenset())))
         return _refused(models, search, readings, names, collisions)
     # The sort is stable: of readings that cost the same, the one that came first.
     ordered = sorted(judged.items(), key=lambda pair: _cost(pair[1]))
-    reading, best = ordered[0]
+    (search, reading), best = ordered[0]
     pieces = search.cutting.both_pieces(reading.changes)
     found = rules_of(models, pieces, best.pairings, names, best.choices, known)
     # Values may differ in other ways that are as good: the same factor in another leaf, or all of
@@ -352,16 +354,17 @@ def _discovered(models: Models, words: _Words, known: KnownLeaves) -> Discovery:
     values = OpenValues(found.values)
     if reading.recodes and best.complete:
         values.add_places(models[1], found.paths, best, known, seed)
-        for other, matched in ordered[1:]:
+        for (other_search, other), matched in ordered[1:]:
             if _cost(matched)[:2] == _cost(best)[:2]:
-                pieces = search.cutting.both_pieces(other.changes)
+                pieces = other_search.cutting.both_pieces(other.changes)
                 way = rules_of(models, pieces, matched.pairings, names, known=known)
                 values.add_way(way.values)
     carried = functools.partial(_carried, models, seed, best.noise)
     notes = unexercised(models[0], best.values[0], seed)
     if not best.complete:
         notes += colliding_sizes(itertools.chain(*search.cutting.both_pieces(reading.changes)))
-    return _told(models, best, found, values, carried, search.tried, known, notes)
+    tried = sum(each.tried for each in searches)
+    return _told(models, best, found, values, carried, tried, known, notes)
 
 
 def _carried(models: Models, seed: int, noise: float, lens: Lens) -> tuple[float, float]:
@@ -448,6 +451,7 @@ def _refused(
         words = [", ".join(map(str, shapes_of_side or ())) for shapes_of_side in shapes]
         notes.append(f"their outputs have other shapes: {' and '.join(words)}")
     notes += collisions
+    notes += differing_leaves(search.suspects, list(map(_spoken_names, found.sides)))
     return Discovery(
         status="refused",
         rules=(),

@@ -12,6 +12,7 @@ from ckpt_schema._layouts.table import Layout, Row
 from ckpt_schema._lens.rules import Fuse, Rule, fuse, rename, tie
 from ckpt_schema._lens.value_rules import scale, shift
 from ckpt_schema.discovery._axis_letters import LayerPair, lettered_axes
+from ckpt_schema.discovery._coarse_pairs import coarse_pairs
 from ckpt_schema.discovery._known_leaves import KnownLeaves
 from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels, found_levels, single_axes
 from ckpt_schema.discovery._leaf_pieces import LeafPiece
@@ -91,6 +92,7 @@ def rules_of(
         known: What was known beforehand, which is not said again.
     """
     known = known or KnownLeaves()
+    pieces, pairings = coarse_pairs(pieces, pairings)
     # Lists and stacks first, for rules speak of a layer. Any option of a choice shows them.
     first_options = [choice.options[0] for choice in choices]
     partners: tuple[dict[LeafPiece, list[LeafPiece]], dict[LeafPiece, list[LeafPiece]]] = {}, {}

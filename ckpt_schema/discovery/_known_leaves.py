@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ckpt_schema._layouts.paths import LogicalPath, glob_means
 from ckpt_schema._lens.adapt.siblings import with_lists
@@ -15,11 +15,12 @@ from ckpt_schema._lens.rules import Fuse, Rename, Rule, verify_rules
 from ckpt_schema._lens.value_rules import Factor, Offset
 from ckpt_schema.discovery._layer_levels import Addresses, LayerLevels
 from ckpt_schema.discovery._leaf_pieces import Recode
-from ckpt_schema.discovery._leaf_ways import LeafWay, layers_way
+from ckpt_schema.discovery._leaf_ways import LeafWay, is_stack, layers_way
 from ckpt_schema.discovery._models import DiscoveryError, RunnableModel
+from ckpt_schema.discovery._roles import kind_of_leaf
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["KnownLeaves", "known_leaves"]
+__all__ = ["KnownLeaves", "known_leaves", "likely_stacks"]
 
 Models = tuple[RunnableModel, RunnableModel]
 Allowed = Mapping[str, frozenset[str]]
@@ -135,6 +136,50 @@ def known_leaves(
         (_frozen(reader.allowed[0]), _frozen(reader.allowed[1])),
         reader.parts,
     )
+
+
+def likely_stacks(models: Models, known: KnownLeaves) -> Iterator[KnownLeaves]:
+    """What is known, and that nodes are stacks of layers, as their shapes and the names of the other side suggest it.
+
+    A query, a key and a value of three layers are three leaves of as many indices; fused of three, so
+    are the leaves of the layers. To cut other axes of these comes out even too, and cheaper.
+    """
+    nodes = [_nodes_by_layers(model) for model in models]
+    # Of so many layers the other side has a list, or a stack.
+    counts = [
+        set(collections.Counter(map(kind_of_leaf, model.shapes)).values()) for model in models
+    ]
+    for layers in sorted({*nodes[0], *nodes[1]}):
+        stacks: list[dict[str, tuple[int, ...]]] = []
+        for side in (0, 1):
+            is_there = layers in counts[1 - side] or layers in nodes[1 - side]
+            leaves = nodes[side].get(layers, ()) if is_there else ()
+            free = [leaf for leaf in leaves if known.mark(side, leaf) is None]
+            stacks.append({**known.stacks[side], **dict.fromkeys(free, (0,))})
+        both = stacks[0], stacks[1]
+        if both != known.stacks:
+            yield dataclasses.replace(known, stacks=both)
+
+
+def _nodes_by_layers(model: RunnableModel) -> dict[int, list[str]]:
+    """The leaves of nodes whose leaves all have one size of their first axis, and others behind it, by that size."""
+    below: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
+    for leaf in model.shapes:
+        path = leaf.split("/")
+        for depth in range(len(path)):
+            below[tuple(path[:depth])].append(leaf)
+    by_layers: dict[int, list[str]] = collections.defaultdict(list)
+    done: set[str] = set()
+    # From the root down: the highest node counts.
+    for node in sorted(below, key=len):
+        leaves = below[node]
+        sizes = {model.shapes[leaf][0] if len(model.shapes[leaf]) > 1 else 0 for leaf in leaves}
+        size = min(sizes)
+        if len(leaves) > 1 and len(sizes) == 1 and size > 1 and done.isdisjoint(leaves):
+            if is_stack(size):
+                by_layers[size] += leaves
+            done.update(leaves)
+    return by_layers
 
 
 def _stacks(side: Addresses) -> dict[str, tuple[int, ...]]:

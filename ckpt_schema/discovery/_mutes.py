@@ -114,6 +114,16 @@ class Suspicion:
         agrees = relative_gap(*outputs) < self._agrees
         return Mute(form, agrees, (silent[0], silent[1]), (muted[0], muted[1]))
 
+    @property
+    def suspects(self) -> tuple[frozenset[str], frozenset[str]] | None:
+        """The leaves of each side among which is all that differs; None where the outputs agree under no mute."""
+        silent = [mute.silent for mute in self.mutes if mute.agrees]
+        if not silent:
+            return None
+        # What is heard while the outputs agree is no other than on the other side.
+        before, after = zip(*silent, strict=True)
+        return before[0].intersection(*before[1:]), after[0].intersection(*after[1:])
+
     def allows(self, changes: Iterable[ReadingChange]) -> bool:
         """Whether these changes alone may be what is missing."""
         several = tuple(changes)

@@ -16,13 +16,13 @@ import numpy as np
 
 from ckpt_schema.discovery._candidate_changes import Candidates
 from ckpt_schema.discovery._cutting import Cutting, ReadingChange, ReadingChanges, changed
-from ckpt_schema.discovery._known_leaves import KnownLeaves
+from ckpt_schema.discovery._known_leaves import KnownLeaves, likely_stacks
 from ckpt_schema.discovery._leaf_pieces import AxisSizes
 from ckpt_schema.discovery._models import RunnableModel
 from ckpt_schema.discovery._mutes import Suspicion
 from ckpt_schema.discovery._points import relative_gap
 
-__all__ = ["NEARLY", "Reading", "Search"]
+__all__ = ["NEARLY", "Reading", "Search", "turns_of"]
 
 Models = tuple[RunnableModel, RunnableModel]
 
@@ -45,6 +45,7 @@ _MOST_SINGLE = 2500
 _MOST_PAIRS = 1000
 _MOST_UNSUSPECTED = 600  # readings that muting speaks against, where nothing else is left
 _DEEPEST = 3  # changes of unlike leaves, one after the other
+_MOST_LIKELY = 3  # numbers of layers that leaves may be stacks of
 _BASES = 4  # of those that do not agree, so many are changed
 
 
@@ -82,6 +83,8 @@ class Search:
         self.cutting = Cutting(models, seed, known)
         self._outputs: dict[tuple[int, ReadingChanges, AxisSizes | None], np.ndarray[Any, Any]] = {}
         self._read_so_far: dict[ReadingChanges, Reading] = {}
+        self._bases: list[Reading] = []
+        self._suspicions: list[Suspicion] = []
         self.tried = 0
 
     @property
@@ -89,19 +92,28 @@ class Search:
         """The largest difference of outputs that is none."""
         return _ROUNDING[all(model.wide for model in self._models)]
 
-    def readings(self) -> Iterator[list[Reading]]:
-        """The readings that agree, in turns: those of the fewest changes first; at last the best of all."""
+    @property
+    def suspects(self) -> tuple[frozenset[str], frozenset[str]] | None:
+        """The fewest leaves of each side among which is all that differs; None where muting tells nothing."""
+        told = [suspicion.suspects for suspicion in self._suspicions]
+        known = [suspects for suspects in told if suspects is not None]
+        return min(known, key=lambda suspects: sum(map(len, suspects)), default=None)
+
+    def base_readings(self) -> Iterator[list[Reading]]:
+        """The readings that agree where leaves are cut alone, one after the other."""
         # Most pairs of models agree here, where cutting is all that tells them apart. It is a
         # generator, so that the caller matches what it gets before more is searched.
-        bases: list[Reading] = []
         for number, base in enumerate(self.cutting.bases()):
             reading = self._reading(base)
-            bases.append(reading)
+            self._bases.append(reading)
             if reading.noise >= self.agrees and number < _VARIED:
                 reading = self._variant(base) or reading
             if reading.noise < self.agrees:
                 yield [reading]
-        yield from self._changed(bases[:_BASES])
+
+    def changed_readings(self) -> Iterator[list[Reading]]:
+        """Those that agree where values differ too, in turns, after the bases; at last the best of all."""
+        yield from self._changed(self._bases[:_BASES])
         yield self._as_good_as_the_best()
 
     def _variant(self, base: ReadingChanges) -> Reading | None:
@@ -121,8 +133,8 @@ class Search:
         # What is tried gets wider and dearer from step to step, and a step that brings the models
         # to agree is the last.
         candidates = Candidates(self._models, self.cutting, self._seed)
-        suspicions = [self._suspicion(base.changes) for base in bases]
-        both = list(zip(bases, suspicions, strict=True))
+        self._suspicions = [self._suspicion(base.changes) for base in bases]
+        both = list(zip(bases, self._suspicions, strict=True))
         for base, suspicion in both:
             self._try(base, candidates.allowed(suspicion), _MOST_SINGLE)
         yield from self._agreeing()
@@ -223,3 +235,29 @@ class Search:
                 self._try(reading, candidates.alike_pairs(rest), _MOST_PAIRS)
                 self._peel(reading, rest, candidates, deepest - 1)
                 return
+
+
+def turns_of(
+    models: Models, seed: int, budget: int, known: KnownLeaves, searches: list[Search]
+) -> Iterator[tuple[Search, list[Reading]]]:
+    """The readings to match, in turns, each with the search that has their pieces.
+
+    Args:
+        models: The source and the view.
+        seed: Of the random values.
+        budget: How many readings each search tries at most.
+        known: What rules, lists and stacks say of the leaves.
+        searches: Each search is added to it as it begins.
+    """
+    first = Search(models, seed, budget, known)
+    searches.append(first)
+    for readings in first.base_readings():
+        yield first, readings
+    # What is likely a stack is tried before values are changed, for these are many.
+    for likely in itertools.islice(likely_stacks(models, known), _MOST_LIKELY):
+        search = Search(models, seed, budget, likely)
+        searches.append(search)
+        for readings in search.base_readings():
+            yield search, readings
+    for readings in first.changed_readings():
+        yield first, readings
