@@ -270,3 +270,16 @@ def test_a_module_with_a_copy_of_its_model_and_its_own_count_is_read(
     exec(cs.to_source(layout), written)
     assert {row.key for row in written["layout"].rows} == {row.key for row in layout.rows}
     cs.assert_trees_identical(cs.adapt(run, run).get(nnx.state(run)), nnx.state(run))
+
+
+def test_an_average_of_the_same_variables_is_told() -> None:
+    """Flax names a Variable once, so that the model would have lost its params to the average."""
+    run = Averaged(nnx.Rngs(0), lambda model: nnx.data(nnx.state(model, nnx.Param)))
+    with pytest.raises(cs.SchemaError, match="which holds the same Variables") as caught:
+        cs.infer(run, lists=["layers/{i}"])
+    [fault] = caught.value.mismatches
+    assert (fault.path, "nnx.clone(model)" in fault.hint) == ("model", True)
+    apart = lambda model: nnx.data(jax.tree.map(jnp.copy, nnx.state(model, nnx.Param)))  # noqa: E731
+    rows = cs.infer(Averaged(nnx.Rngs(0), apart), lists=["layers/{i}"]).rows
+    paths = {"/".join(row.path) for row in rows}
+    assert {"average/head/kernel", "params/head/kernel"} <= paths

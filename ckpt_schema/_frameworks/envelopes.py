@@ -20,7 +20,7 @@ from ckpt_schema._layouts.paths import Key, KeyPath
 from ckpt_schema._layouts.table import Node, Part, is_part
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["Envelope", "Found", "Read", "envelope", "param_of", "parts_of", "strays"]
+__all__ = ["Envelope", "Found", "Read", "envelope", "lost_params", "param_of", "parts_of", "strays"]
 
 # Those of Flax's own layers that a train state keeps beside the params.
 _COLLECTIONS = ("batch_stats", "cache", "_overwrite_with_gradient")
@@ -338,6 +338,31 @@ def strays(
         # A state inside another, as of a chain in a chain, is told with the outer one.
         if not _is_in_any(key, others):
             yield _stray(key, what, models if key[:1] == (optimizer,) else ())
+
+
+def lost_params(read: Read, kinds: Envelope) -> Iterator[Mismatch]:
+    """The model whose params stand elsewhere, as those of a module do that holds the same Variables twice."""
+    home = kinds.optimizer or ()
+    if not read.variables or not home or kinds.mirrors:
+        return
+    [(model, _), *_] = kinds.weights
+    others: dict[Key, None] = {}
+    for leaf in read.leaves:
+        if _is_param(leaf.kind):
+            others[leaf.key[0]] = None
+    # Where the model has a param of its own, what is elsewhere is another one's.
+    if not model or model[0] in others:
+        return
+    for name in others:
+        if _mirrored(read, (((name,), None),), home, ()).mirrors:
+            expected = "the params that the optimizer trains"
+            found = f"none: they stand at {name}, which holds the same Variables"
+            hint = (
+                "a Variable has one place: keep a copy there, nnx.clone(model), or "
+                "jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))"
+            )
+            yield Mismatch(paths.format_path(model), "container", expected, found, hint)
+            return
 
 
 def _is_in_any(key: KeyPath, nodes: Iterable[KeyPath]) -> bool:

@@ -18,6 +18,7 @@ from ckpt_schema._frameworks.envelopes import (
     Found,
     Read,
     envelope,
+    lost_params,
     param_of,
     parts_of,
     strays,
@@ -104,7 +105,7 @@ def infer_tree(
     if joined is not None:
         read = _as_paths(read, joined, name)
     kinds = envelope(read)
-    faults = [*strays(read, kinds, found)]
+    faults = [*strays(read, kinds, found), *lost_params(read, kinds)]
     if faults:
         raise SchemaError(f"no layout ({name}) can be read off the tree", faults)
     repeated = repeated_keys(read, scan or {}, lists, kinds)
