@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import urllib.request
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -101,14 +102,17 @@ def run(name: str, place: str) -> None:
 def _in_another(check: Callable[[], bool]) -> bool | None:
     """What a check says in a process of its own: the client of the store outlives no fork.
 
-    None where it hangs, or fails otherwise.
+    None where it hangs, or fails otherwise; the error is printed.
     """
     reads, writes = os.pipe()
     child = os.fork()
     if not child:
         signal.alarm(int(BOUND))
-        with contextlib.suppress(BaseException):
+        try:
             os.write(writes, b"1" if check() else b"0")
+        except BaseException:
+            traceback.print_exc()
+        sys.stderr.flush()
         os._exit(0)
     os.close(writes)
     os.waitpid(child, 0)
@@ -138,6 +142,12 @@ def _loads(place: Any) -> bool:
     return True
 
 
+def _runs(name: str, place: str) -> bool:
+    """Whether a save runs to its end."""
+    run(name, place)
+    return True
+
+
 def kills(name: str, rounds: int) -> tuple[int, int, int, int, int]:
     """What kills left: a whole checkpoint, nothing that loads, something half-made; what did not run again, and hung."""
     root = f"gs://bucket/{name.replace(' ', '-')}"
@@ -161,7 +171,7 @@ def kills(name: str, rounds: int) -> tuple[int, int, int, int, int]:
             nothing += loads is False
             whole += is_whole is True
             half += loads is True and is_whole is False
-            hung += killed.in_child(job, again, ("s", BOUND)).end is None
+            hung += _in_another(lambda again=again: _runs(name, again)) is None
             failed += not _in_another(lambda again=again: _is_whole(again))
     return whole, nothing, half, failed, hung
 
