@@ -52,6 +52,8 @@ def store() -> Generator[Any]:
     os.environ["TENSORSTORE_GCS_HTTP_URL"] = url
     os.environ["GCE_METADATA_ROOT"] = "127.0.0.1:1"  # nobody else is asked who we are
     os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+    # What TensorStore writes is not in the listings that gcsfs keeps, and Orbax asks gcsfs for it.
+    os.environ["FSSPEC_GS_USE_LISTINGS_CACHE"] = "false"
     body = json.dumps({"name": "bucket"}).encode()
     asked = urllib.request.Request(
         f"{url}/storage/v1/b?project=p", data=body, headers={"Content-Type": "application/json"}

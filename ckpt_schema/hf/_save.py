@@ -50,6 +50,9 @@ from ckpt_schema.orbax._sides import Side, toward, verify_arguments, verify_writ
 __all__ = ["save"]
 
 FILE_BYTES = 5_000_000_000
+_AT_ONCE = (
+    1 << 22
+)  # bytes that a system is given to write: many times as many took up to twice as long
 _PIECE = (
     1 << 20
 )  # bytes that are put together at once: so many stay in the cache of a core until they are written
@@ -446,7 +449,7 @@ def _write_bytes(opened: Any, start: int, array: np.ndarray[Any, Any]) -> None:
     left = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     # A system may write less than it was given: 2 GiB at most, on Linux.
     while left:
-        count = os.pwrite(opened.fileno(), left, start)
+        count = os.pwrite(opened.fileno(), left[:_AT_ONCE], start)
         start, left = start + count, left[count:]
 
 
