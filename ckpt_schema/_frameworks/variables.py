@@ -18,8 +18,8 @@ from ckpt_schema._layouts import leaves
 from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import KeyPath, format_path
-from ckpt_schema._layouts.pytrees import TreeDef, inner_nodes
-from ckpt_schema._layouts.table import Row
+from ckpt_schema._layouts.pytrees import TreeDef, children, inner_nodes
+from ckpt_schema._layouts.table import Row, is_part
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch, SchemaError
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "is_state",
     "is_variable",
     "passing",
+    "plain_train_state",
     "state_of",
     "updated",
     "variable_labels",
@@ -305,6 +306,42 @@ def whole_state(tree: Any) -> Any:
     Anything else as it is.
     """
     return nnx.State(tree) if isinstance(tree, dict) and _has_state(tree) else tree
+
+
+def plain_train_state(tree: Any) -> Any:
+    """A train state that holds states of Variables beside an optimizer's, with dicts of values in the place of all of them.
+
+    Who splits a model and trains its state with functions has ``{"params": nnx.state(model), "opt_state":
+    tx.init(nnx.state(model))}``, which is kept as Linen's train state is. Anything else as it is.
+    """
+    if isinstance(tree, (nnx.State, nnx.Pytree)):
+        return tree
+    kinds = {*_kinds_of_nodes(tree)}
+    has_optimizer = any(is_part(kind) and kind.__module__.startswith("optax.") for kind in kinds)
+    if nnx.State not in kinds or not has_optimizer:
+        return tree
+
+    def plain(node: Any) -> Any:
+        return nnx.to_pure_dict(node, _value) if isinstance(node, nnx.State) else _value(node)
+
+    return jax.tree.map(plain, tree, is_leaf=_is_state_or_variable)
+
+
+def _kinds_of_nodes(node: Any) -> Iterator[type]:
+    """The classes of all containers of a tree, but for those inside of states of Variables."""
+    yield type(node)
+    if node is None or isinstance(node, nnx.State):
+        return
+    for _, child in children(node):
+        # jax is not asked of each of very many leaves, whose classes tell.
+        kind: type = type(child)
+        is_leaf = kind is jax.ShapeDtypeStruct or leaves.is_array_class(kind)
+        if not is_leaf and not jax.tree_util.all_leaves([child]):
+            yield from _kinds_of_nodes(child)
+
+
+def _is_state_or_variable(node: Any) -> bool:
+    return isinstance(node, nnx.State) or is_variable(node)
 
 
 def _has_state(node: Any) -> bool:

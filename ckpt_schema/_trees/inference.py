@@ -70,6 +70,7 @@ def infer_tree(
     from ckpt_schema._frameworks.boxes import unboxed
     from ckpt_schema._frameworks.variables import (
         inner_containers,
+        plain_train_state,
         state_of,
         variables_of,
         whole_state,
@@ -79,7 +80,7 @@ def infer_tree(
     plain = flatten_plain(tree)
     if plain is None:
         verify_readable(tree)
-        tree = whole_state(state_of(tree))
+        tree = whole_state(plain_train_state(state_of(tree)))
     container = "a dict or another container"
     if tree is None:
         fault = Mismatch("the tree", "container", container, "None", "pass the state itself")
@@ -225,8 +226,12 @@ def _levels_on_disk(flat: FlatTree) -> Sequence[str]:
         return (older,)
     if usual not in ends:
         return ()
+    # A step, or a key, at the root of a train state stands in no Variable either.
+    top = {key[0] for key in flat.keys}
+    is_train_state = "params" in top and not top.isdisjoint(("step", OPTIMIZER_STATE))
     for at, key in enumerate(flat.keys):
-        if usual not in key[1:] and not _is_count(flat, at):
+        is_beside = (is_train_state and len(key) == 1) or _is_count(flat, at)
+        if usual not in key[1:] and not is_beside:
             return ()
     return (usual,)
 
