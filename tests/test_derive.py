@@ -773,7 +773,7 @@ def test_the_table_shows_what_moves_what_is_edited_and_what_is_private() -> None
         mean: Float32[Array, " embed"] = cs.field(collection="batch_stats", default=0)
 
     lens = cs.derive(cs.linen.TrainState[Stats, tx], cs.nnx.TrainState[Streams, tx])
-    assert str(lens).splitlines() == [
+    assert lens.in_full().splitlines() == [
         "linen.TrainState[Stats] -> nnx.TrainState[Streams]: "
         "2 joined, 1 private to linen.TrainState[Stats], 2 private to nnx.TrainState[Streams]",
         "  params/params/w   model/w              embed mlp -> mlp embed",

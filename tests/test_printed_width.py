@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import ckpt_schema as cs
 from ckpt_schema._messages.html import Section, page
-from ckpt_schema._messages.text import columns
+from ckpt_schema._messages.text import columns, text_lines
 from ckpt_schema.cli import main
 
 WIDTH = 120
@@ -49,6 +49,14 @@ def test_columns_fold_and_lose_nothing(rows: Sequence[Sequence[str]], width: int
     firsts = [row[0].split()[0] for row in rows if row[0]]
     found = iter(line.split()[0] for line in lines if line[2:].strip() and line[2] != " ")
     assert all(first in found for first in firsts)
+
+
+@given(st.integers(10, 90))
+def test_a_rule_is_never_broken_inside_of_a_string(width: int) -> None:
+    rule = "cs.fuse('h[]/w', ['h[]/gate/kernel', 'h[]/up'], axes='a 2*b c -> a b c', key=\"it's\")"
+    lines = text_lines(rule, width, hang=4)
+    assert " ".join([line.strip() for line in lines]) == rule
+    assert all(line.count("'") % 2 == ('"' in line) for line in lines)
 
 
 @given(ROWS)

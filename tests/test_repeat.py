@@ -149,7 +149,7 @@ def test_moments_of_copies_take_a_word_of_their_own() -> None:
     assert "mu/params/k" in words and "private" in words
     same = [cs.repeat(f"opt_state/0/{name}/k", "rep") for name in ("mu", "nu")]
     lens = cs.derive(*sides, rules=[RULE, *same], dims=SIZES)
-    assert "private" not in str(lens).split("\n", 1)[1]
+    assert "private" not in lens.in_full().split("\n", 1)[1]
 
 
 # --- Rules that say nothing, or not enough  ---

@@ -105,8 +105,8 @@ _GAP = 2  # blanks between two columns
 _BELOW = 4  # how far what belongs to a line is indented below it
 
 # A string is one word: a rule that is printed stays code, and a key with a blank in it one key. So is float32[4 8],
-# unless it has more axes than anybody reads at a glance.
-_WORD = re.compile(r"""(\s*)((?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\[[^\]]{0,40}\]|\S)+)""")
+# unless it has more axes than anybody reads at a glance. A bracket before a quote is that of a list of strings.
+_WORD = re.compile(r"""(\s*)((?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|\[[^\]'"]{0,40}\]|\S)+)""")
 
 
 def text_lines(text: str, width: int = PRINT_WIDTH, hang: int = 0) -> list[str]:
