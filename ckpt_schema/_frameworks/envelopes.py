@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 from ckpt_schema._layouts import leaves, paths
@@ -20,7 +20,17 @@ from ckpt_schema._layouts.paths import Key, KeyPath
 from ckpt_schema._layouts.table import Node, Part, is_part
 from ckpt_schema.errors import Mismatch
 
-__all__ = ["Envelope", "Found", "Read", "envelope", "lost_params", "param_of", "parts_of", "strays"]
+__all__ = [
+    "Envelope",
+    "Found",
+    "Read",
+    "envelope",
+    "has_train_state",
+    "lost_params",
+    "param_of",
+    "parts_of",
+    "strays",
+]
 
 # Those of Flax's own layers that a train state keeps beside the params.
 _COLLECTIONS = ("batch_stats", "cache", "_overwrite_with_gradient")
@@ -95,7 +105,7 @@ def envelope(read: Read) -> Envelope:
     """Where a tree keeps what."""
     # From what says the most to what says the least: a tree that none of them knows is weights alone.
     top = {leaf.key[0] for leaf in read.leaves if leaf.key}
-    if "params" in top and not read.variables and top & {"step", "opt_state"}:
+    if has_train_state(top) and not read.variables:
         return _linen_state(read, top)
     kept: set[Key] = set()
     for leaf in read.leaves if "optimizer" in top else ():
@@ -129,6 +139,11 @@ def envelope(read: Read) -> Envelope:
         return Envelope(tuple(weights), None, frozenset(), Dicts.homes, copies)
     homes: tuple[KeyPath, ...] = (("model",),) if read.variables else (("params",), ("model",))
     return Envelope((((), None),), None, frozenset(), homes)
+
+
+def has_train_state(top: Set[Key]) -> bool:
+    """Whether the keys at the root of a tree are those of a train state, as Linen has it."""
+    return "params" in top and not top.isdisjoint(("step", "opt_state"))
 
 
 def _linen_state(read: Read, top: set[Key]) -> Envelope:

@@ -329,15 +329,15 @@ def plain_train_state(tree: Any) -> Any:
 
 def _kinds_of_nodes(node: Any) -> Iterator[type]:
     """The classes of all containers of a tree, but for those inside of states of Variables."""
-    yield type(node)
-    if node is None or isinstance(node, nnx.State):
+    kind: type = type(node)
+    # jax is not asked of each of very many leaves, whose classes tell.
+    if kind is jax.ShapeDtypeStruct or leaves.is_array_class(kind):
+        return
+    yield kind
+    if node is None or kind is nnx.State or jax.tree_util.all_leaves([node]):
         return
     for _, child in children(node):
-        # jax is not asked of each of very many leaves, whose classes tell.
-        kind: type = type(child)
-        is_leaf = kind is jax.ShapeDtypeStruct or leaves.is_array_class(kind)
-        if not is_leaf and not jax.tree_util.all_leaves([child]):
-            yield from _kinds_of_nodes(child)
+        yield from _kinds_of_nodes(child)
 
 
 def _is_state_or_variable(node: Any) -> bool:

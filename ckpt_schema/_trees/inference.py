@@ -18,6 +18,7 @@ from ckpt_schema._frameworks.envelopes import (
     Found,
     Read,
     envelope,
+    has_train_state,
     lost_params,
     param_of,
     parts_of,
@@ -227,8 +228,7 @@ def _levels_on_disk(flat: FlatTree) -> Sequence[str]:
     if usual not in ends:
         return ()
     # A step, or a key, at the root of a train state stands in no Variable either.
-    top = {key[0] for key in flat.keys}
-    is_train_state = "params" in top and not top.isdisjoint(("step", OPTIMIZER_STATE))
+    is_train_state = has_train_state({key[0] for key in flat.keys if key})
     for at, key in enumerate(flat.keys):
         is_beside = (is_train_state and len(key) == 1) or _is_count(flat, at)
         if usual not in key[1:] and not is_beside:
