@@ -21,9 +21,16 @@ def only_moves(join: Join, rows: Rows) -> bool:
     """
     if len(join.cells) != 1 or not join.plain:
         return False
-    # A part of a row is cut out, and so is made: only of whole rows leaves may move.
     cell = join.cells[0]
-    return not cell.codec and _is_identity(cell.geometry, *ends(cell, rows))
+    source, view = ends(cell, rows)
+    if cell.codec or source.row.leaf.dtype != view.row.leaf.dtype:
+        return False
+    if len(source.row.dims) != len(view.row.dims):
+        return False
+    # A part of a row is cut out, and so is made: only of whole rows leaves may move.
+    if not source.symbols and not view.symbols:
+        return cell.geometry.is_identity  # asked once for all rows of one shape
+    return _is_identity(cell.geometry, source, view)
 
 
 def lone_move(join: Join, rows: Rows) -> tuple[Slot, Slot] | None:
@@ -31,19 +38,13 @@ def lone_move(join: Join, rows: Rows) -> tuple[Slot, Slot] | None:
 
     Most joins of most lenses are, and no size is needed to tell.
     """
-    if len(join.cells) != 1 or not join.plain:
+    if not only_moves(join, rows):
         return None
-    cell = join.cells[0]
-    number, other = cell.source, cell.view
-    assert isinstance(number, int)
-    assert isinstance(other, int)
-    source, view = rows[0][number], rows[1][other]
-    # Of a list there are several leaves, and of a codec other values.
-    if cell.codec or source.unrolled or view.unrolled:
+    source, view = ends(join.cells[0], rows)
+    # Of a list there are several leaves.
+    if source.symbols or view.symbols:
         return None
-    if source.leaf.dtype != view.leaf.dtype or len(source.dims) != len(view.dims):
-        return None
-    return ((number, ()), (other, ())) if cell.geometry.is_identity else None
+    return (source.number, ()), (view.number, ())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,10 +79,6 @@ def ends(cell: Cell, rows: Rows) -> tuple[End, End]:
 
 def _is_identity(geometry: Geometry, source: End, view: End) -> bool:
     """Whether the axes of two leaves are the same, whatever their keys are."""
-    if source.row.leaf.dtype != view.row.leaf.dtype:
-        return False
-    if len(source.row.dims) != len(view.row.dims):
-        return False
     # A leaf that starts elsewhere than at 0 is a part.
     if any(geometry.starts[0][source.symbols :]) or any(geometry.starts[1][view.symbols :]):
         return False
