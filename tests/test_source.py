@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import types
 from collections.abc import Callable
@@ -17,10 +18,13 @@ import pair_models
 import pytest
 import whisper_models
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 from jaxtyping import Array, Float32
 from support import flax_layers, optimizers
 
 import ckpt_schema as cs
+from ckpt_schema._source.mixed_lists_text import items_text
 
 Reading = Callable[[], cs.Layout]
 
@@ -658,6 +662,36 @@ def test_a_list_whose_items_differ_does_not_grow_with_the_depth(kind: str) -> No
         assert "items=" in text
     counts = [text.count("\n") for text in texts]
     assert counts[0] == counts[1]
+
+
+@given(
+    st.lists(st.sampled_from("ABC"), min_size=1, max_size=40),
+    st.integers(1, 4),
+    st.lists(st.sampled_from("ABC"), max_size=5),
+)
+def test_the_text_of_items_is_these_items(group: list[str], times: int, rest: list[str]) -> None:
+    """Whatever takes turns in it, groups longer than those that are looked for too."""
+    names = group * times + rest
+    assert eval(items_text(names), {name: name for name in "ABC"}) == names
+
+
+def test_the_text_of_many_irregular_items_is_soon_made() -> None:
+    """Each is compared with those near it, not with all."""
+    draw = random.Random(0)
+    names = Counted([draw.choice("AB") for _ in range(1000)])
+    items_text(names)
+    assert Counted.taken < 50 * len(names)
+
+
+class Counted(list[str]):
+    """Names of items, which count how often some of them are asked for."""
+
+    taken = 0
+
+    def __getitem__(self, asked: Any) -> Any:
+        """What is asked for."""
+        Counted.taken += 1
+        return super().__getitem__(asked)
 
 
 def test_items_whose_fields_differ_keep_a_line_each() -> None:

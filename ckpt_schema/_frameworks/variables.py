@@ -15,6 +15,7 @@ from flax import nnx
 
 from ckpt_schema._frameworks.tracing import Box
 from ckpt_schema._layouts import leaves
+from ckpt_schema._layouts.immutable import replaced
 from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import KeyPath, format_path
@@ -148,7 +149,7 @@ class Variables(Dicts):
         """
         # A plain array stays one: it is in no Variable, and nothing trains it.
         kind = row.kind if row.kind is jax.Array else variable_type(row.kind, row.leaf)
-        return dataclasses.replace(row, kind=kind, inside=row.held[0][0] if row.held else 0)
+        return replaced(row, kind=kind, inside=row.held[0][0] if row.held else 0)
 
     def leaf(self, row: Row) -> Row:
         """A leaf beside models and optimizers.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -34,6 +35,7 @@ __all__ = [
     "read_off",
     "table_of",
     "verify_fallbacks",
+    "with_inherited",
     "written_nodes",
 ]
 
@@ -227,7 +229,8 @@ def _as_model(attribute: Attribute, drafts: tuple[Draft, ...], kinds: Dicts) -> 
             expected = "a model of params alone, or the key of each collection"
             told = f"a leaf of {draft.collection}"
             faults.append(Mismatch(where, "declaration", expected, told, hint))
-        models.append(_made_draft(row, draft.axis, None))
+        is_same = row is draft.row and draft.collection is None
+        models.append(draft if is_same else _made_draft(row, draft.axis, None))
     if faults:
         called = getattr(attribute.target, "__name__", attribute.name)
         what = "Variable type" if kinds.container == "nnx" else "place"
@@ -239,8 +242,27 @@ def drafts_of(attribute: Attribute, *, is_model: bool = False) -> tuple[Draft, .
     """The rows of an attribute, as its own schema's class has them."""
     drafts = below(attribute)
     keys = {name: _key(attribute, name) for name in {draft.collection for draft in drafts}}
-    lifted = [lift(d, attribute, keys[d.collection], is_model=is_model) for d in drafts]
+    # A field without a word on what is below it, as most are: each row gets a longer path and key alone.
+    is_plain = _said_below(attribute.field) == _NOTHING_SAID
+    lifted: list[Draft] = []
+    for draft in drafts:
+        key = keys[draft.collection]
+        if is_plain and draft.row.kind not in _OF_STREAMS:
+            lifted.append(_moved_up(draft, attribute.name, key, is_model=is_model))
+        else:
+            lifted.append(lift(draft, attribute, key, is_model=is_model))
     return tuple(lifted)
+
+
+_said_below = operator.attrgetter(
+    *[field.name for field in dataclasses.fields(Field) if field.name not in ("key", "name")]
+)
+"""What a field says of the leaves below it; its key and its name are of the attribute itself."""
+
+_NOTHING_SAID = _said_below(Field())
+
+_OF_STREAMS = ("RngKey", "RngCount")
+"""The kinds of leaves that are told by the name of the attribute above them."""
 
 
 def _attribute_table(attribute: Attribute, *, is_model: bool) -> Table:
@@ -372,32 +394,51 @@ def lift(
         axis = None
     elif axis is None:
         axis = spec.axis
-    body = 0 if is_model else row.body
     metadata, default = row.metadata, row.default
-    if not metadata and row.kind in ("RngKey", "RngCount"):
+    if not metadata and row.kind in _OF_STREAMS:
         metadata = (("tag", spec.tag or attribute.name),)
     if default is None and spec.default is not None:
         default = _default(attribute.name, spec.default, row)
-    lifted = _made_row(
-        (name, *row.path),
-        (*key, *row.key),
-        leaf,
-        repeats,
-        spec.type if row.kind is None else row.kind,
-        metadata,
-        default,
+    said = replaced(
+        row,
+        leaf=leaf,
+        repeats=repeats,
+        kind=spec.type if row.kind is None else row.kind,
+        metadata=metadata,
+        default=default,
         optional=row.optional or spec.optional or spec.ephemeral,
         ephemeral=row.ephemeral or spec.ephemeral,
-        body=None if body is None else 1 + body,
-        inside=row.inside,
         held=row.held if spec.value is None else ((len(row.key), spec.value), *row.held),
-        reshaped=row.reshaped,
-        optimizer=row.optimizer and 1 + row.optimizer,
-        mirrors=row.mirrors and f"{name}/{row.mirrors}",
     )
+    collection = draft.collection or spec.collection
+    lifted = _moved_up(_made_draft(said, axis, collection), name, key, is_model=is_model)
     if repeats:
-        _verify_axis(lifted)
-    return _made_draft(lifted, axis, draft.collection or spec.collection)
+        _verify_axis(lifted.row)
+    return lifted
+
+
+def _moved_up(draft: Draft, name: str, key: Pattern, *, is_model: bool) -> Draft:
+    """A draft below an attribute of this name and key, of which all else that is said is in it."""
+    row = draft.row
+    body = 0 if is_model else row.body
+    moved = _made_row(
+        (name, *row.path),
+        (*key, *row.key),
+        row.leaf,
+        row.repeats,
+        row.kind,
+        row.metadata,
+        row.default,
+        row.optional,
+        row.ephemeral,
+        None if body is None else 1 + body,
+        row.inside,
+        row.held,
+        row.reshaped,
+        row.optimizer and 1 + row.optimizer,
+        row.mirrors and f"{name}/{row.mirrors}",
+    )
+    return _made_draft(moved, draft.axis, draft.collection)
 
 
 def _renamed(repeats: tuple[Repeat, ...], renames: Mapping[str, str | int]) -> tuple[Repeat, ...]:
@@ -492,3 +533,15 @@ def written_nodes(argument: str, given: object) -> tuple[Node, ...]:
     if faults:
         raise SchemaError(f"{argument}= is not well formed", faults)
     return tuple(nodes)
+
+
+def with_inherited(cls: type, own: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The containers that a schema declares, after those of its bases at other keys, the nearest base deciding."""
+    declared = {node.key for node in own}
+    inherited: dict[KeyPath | Pattern, Node] = {}
+    for base in reversed(cls.__mro__[1:]):
+        nodes: tuple[Node, ...] = base.__dict__.get("__containers__", ())
+        for node in nodes:
+            if node.key not in declared:
+                inherited[node.key] = node
+    return (*inherited.values(), *own)

@@ -30,7 +30,8 @@ class Dicts:
 
     def model(self, row: Row, collection: str | None) -> Row:
         """A leaf of a model; ``params`` is what a field that names no collection means."""
-        return replaced(row, kind=collection or USUAL_COLLECTION)
+        kind = collection or USUAL_COLLECTION
+        return row if row.kind == kind else replaced(row, kind=kind)
 
     def leaf(self, row: Row) -> Row:
         """A leaf beside models and optimizers."""
@@ -77,7 +78,7 @@ class Untold(Dicts):
 
     def model(self, row: Row, collection: str | None) -> Row:
         """A leaf of a model, of no collection unless its field names one."""
-        return replaced(row, kind=collection)
+        return row if row.kind == collection else replaced(row, kind=collection)
 
     def trained(self, wrt: Any) -> Callable[[Row, KeyPath], bool]:
         """Whether an optimizer trains a leaf of a model: all, unless collections are named."""

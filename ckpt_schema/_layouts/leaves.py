@@ -120,6 +120,13 @@ class Leaf:
         names = (*self.own[:at], AxisName(kept, own.label), *self.own[at + 1 :])
         return self._with(dims, names if self.names else ())
 
+    def sized(self, sizes: Mapping[str, int]) -> Leaf:
+        """The leaf at these sizes; axes of one size are told apart by what they were called."""
+        leaf = dataclasses.replace(self, names=self.own)
+        for at, dim in enumerate(leaf.dims):
+            leaf = leaf.with_axis(at, dims_.known_dim(dim, sizes))
+        return leaf
+
     def without_axis(self, at: int) -> Leaf:
         """The leaf with one axis less."""
         dims, names = [*self.dims], [*self.names]

@@ -47,7 +47,8 @@ def named_items(name: str, annotation: Any, spec: Field, base: type) -> Iterator
         keys = _keys(name, spec.key if spec.key is not None else spec.name)
         for number, item in enumerate(items):
             own = paths.format_path(paths.fill(own_names, (number,)))
-            key = paths.format_path(paths.fill(keys, (number,)))
+            # Most are spelled as they are called.
+            key = own if keys == own_names else paths.format_path(paths.fill(keys, (number,)))
             yield item, dataclasses.replace(one, name=own, key=key)
         return
     keys = _keys(name, spec.key if spec.key is not None else f"{paths.named(name)}/{{i}}")

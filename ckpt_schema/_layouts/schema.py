@@ -34,6 +34,7 @@ from ckpt_schema._layouts.drafts import (
     read_off,
     table_of,
     verify_fallbacks,
+    with_inherited,
     written_nodes,
 )
 from ckpt_schema._layouts.fields import (
@@ -178,7 +179,7 @@ class Schema(Open, metaclass=SchemaType):
         if joined is not None or nested:
             faults += _joined_faults(cls, joined, nested)
             cls.__joined__ = JoinedKeys(str(joined), nested)
-        cls.__containers__ = _containers(cls, written_nodes("containers", containers or {}))
+        cls.__containers__ = with_inherited(cls, written_nodes("containers", containers or {}))
         own: dict[str, tuple[Attribute, ...]] = {}
         # Annotations that are strings may name what is defined in the function around the class.
         scope = _scope(inspect.currentframe())
@@ -247,18 +248,6 @@ def _inherited(cls: type) -> dict[str, tuple[Attribute, ...]]:
             if declared:
                 inherited[name] = declared
     return inherited
-
-
-def _containers(cls: type[Schema], own: tuple[Node, ...]) -> tuple[Node, ...]:
-    """The containers that a class declares, after those of its bases at other keys, the nearest base deciding."""
-    declared = {node.key for node in own}
-    inherited: dict[paths.KeyPath | paths.Pattern, Node] = {}
-    for base in reversed(cls.__mro__[1:]):
-        nodes: tuple[Node, ...] = base.__dict__.get("__containers__", ())
-        for node in nodes:
-            if node.key not in declared:
-                inherited[node.key] = node
-    return (*inherited.values(), *own)
 
 
 def _located(cls: type, name: str, error: SchemaError) -> Iterator[Mismatch]:
@@ -369,8 +358,13 @@ def _attributes(name: str, annotation: Any, given: Any) -> tuple[Attribute, ...]
     # A tree may lack such a list as a whole: list[A | B] | None.
     inner, optional = strip_optional(annotation)
     spec = dataclasses.replace(given, optional=True) if optional else given
-    several = named_items(name, inner, spec, Schema)
-    return tuple([_attribute(name, target, own) for target, own in several])
+    # The fields of items differ in name and key alone: those of one schema are looked through as one.
+    like: dict[int, Attribute] = {}
+    attributes: list[Attribute] = []
+    for target, own in named_items(name, inner, spec, Schema):
+        one = like.get(id(target)) or like.setdefault(id(target), _attribute(name, target, own))
+        attributes.append(Attribute(own.name or one.name, one.target, one.many, own, name))
+    return tuple(attributes)
 
 
 def _attribute(name: str, annotation: Any, given: Any) -> Attribute:

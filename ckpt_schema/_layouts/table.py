@@ -331,11 +331,10 @@ class Layout(Pictured):
         for row in self.rows:
             leaf = known.get(id(row.leaf))
             if leaf is None:
-                # Axes of one size are told apart by what they were called.
-                leaf = dataclasses.replace(row.leaf, names=row.leaf.own)
-                for at, dim in enumerate(leaf.dims):
-                    leaf = leaf.with_axis(at, dims_.known_dim(dim, sizes))
-                known[id(row.leaf)] = leaf
+                leaf = known[id(row.leaf)] = row.leaf.sized(sizes)
+            if not row.repeats:
+                rows.append(replaced(row, leaf=leaf))
+                continue
             repeats = [Repeat(dims_.known_dim(one.size, sizes), one.axis) for one in row.repeats]
             rows.append(replaced(row, leaf=leaf, repeats=tuple(repeats)))
         nodes: list[Node] = []

@@ -122,9 +122,13 @@ class Grower:
         said: list[tuple[str, str]] = []
         # A field without a key stands at the attribute's own name, its layers numbered below.
         usual = f"{name}/{{i}}" if is_list else name
-        key = _key_text(first_key[at.start : end])
-        if key != quoted(usual):
-            said.append(("key", key))
+        own_key = first_key[at.start : end]
+        # Most are spelled as they are called, which is seen before any text is made.
+        # A string that looks like a number is none of these: it stands in quotes.
+        if own_key != (usual,) or not usual.isidentifier():
+            key = _key_text(own_key)
+            if key != quoted(usual):
+                said.append(("key", key))
         # Layers are stacked on axis 0 unless the field says otherwise.
         if count is not None and axes[-1]:
             said.append(("axis", str(axes[-1])))
@@ -217,9 +221,10 @@ def _key_text(key: Pattern) -> str:
 def _tag(group: Sequence[Placed], depth: int) -> str:
     """The tag of the stream whose key and count are right below an attribute; empty where there is none."""
     for row, _ in group:
-        tag = dict(row.metadata).get("tag") if len(row.path) == depth + 2 else None
-        if tag:
-            return tag
+        if row.metadata and len(row.path) == depth + 2:
+            tag = dict(row.metadata).get("tag")
+            if tag:
+                return tag
     return ""
 
 

@@ -192,10 +192,16 @@ def _number(name: str) -> str:
 
 def _plain_name(shared: SharedClass) -> str:
     """What a class is called for itself: what the attributes have in common that it is the class of."""
-    names: dict[str, None] = {}
-    for (name, is_repeated), _ in shared.places.most_common():
+    # Of `layers_0`, `layers_1` and so on one name is made, not one for each.
+    stems: collections.Counter[tuple[str, bool]] = collections.Counter()
+    for (name, is_repeated), times in shared.places.items():
+        number = _number(name)
         if not name.isdecimal():
-            names[_one_of(name, is_repeated=is_repeated or _number(name) != "")] = None
+            stem = name.removesuffix(f"_{number}") if number else name
+            stems[stem, is_repeated or number != ""] += times
+    names: dict[str, None] = {}
+    for (stem, is_repeated), _ in stems.most_common():
+        names[_one_of(stem, is_repeated=is_repeated)] = None
     if not names:  # numbers alone, each one of what it is in
         around = shared.first[-2:-1]
         return _singular(_one_of(around[0].name)) if around else class_name(shared.first[-1].name)

@@ -395,19 +395,20 @@ class LayoutText:
 
     def _of_blocks(self) -> Iterator[str]:
         """What the layout says of all its blocks: of which floats they are, and what they have."""
-        dtypes: dict[LogicalPath, str] = {}
         present: list[LogicalPath] = []
         absent: list[LogicalPath] = []
-        rows = {row.path: row for row in self._table.rows}
+        open_leaves: dict[LogicalPath, None] = {}
         for root in self._roots:
             for path, fit in self.writer.fits(root.branch, self.writer.dims(root.branch)):
                 for inner in fit.open_leaves:
-                    dtypes[*path, *inner] = rows[*path, *inner].leaf.dtype
+                    open_leaves[*path, *inner] = None
                 for inner in fit.present:
                     present.append((*path, *inner))
                 for inner in fit.absent:
                     absent.append((*path, *inner))
-        if dtypes:
+        if open_leaves:
+            rows = {row.path: row for row in self._table.rows}
+            dtypes = {path: rows[path].leaf.dtype for path in open_leaves}
             yield f"dtype={_dtype_text(dtypes)}"
         if present or absent:
             yield f"has={bracketed('[', map(quoted, globs_of(present, absent)), ']', 4)}"
@@ -456,17 +457,10 @@ def _heads(rows: Sequence[Row], *, one: bool) -> dict[Any, Pattern]:
 def _head(rows: Sequence[Row]) -> Pattern:
     """What the keys of rows of one model begin with: ``model/params`` where all are below it."""
     first = rows[0].key
-    ends: list[int] = []
-    lengths: list[int] = []
-    all_joined = True
-    for row in rows:
-        lengths.append(len(row.key))
-        ends.append(len(row.key) - _segments(row))
-        all_joined = all_joined and holds_levels(row.key, _segments(row))
-    end = min(ends)
+    end = min([len(row.key) - _segments(row) for row in rows])
     # Keys that are whole key paths joined: the last segment is the model's, and what is before it the head.
-    if end <= 0 and all_joined:
-        end = min(lengths) - 1
+    if end <= 0 and all(holds_levels(row.key, _segments(row)) for row in rows):
+        end = min([len(row.key) for row in rows]) - 1
     # A key that is spelled longer than its path leaves too much: the head ends where keys part.
     while end > 0 and any(row.key[:end] != first[:end] for row in rows):
         end -= 1

@@ -14,6 +14,9 @@ __all__ = ["item_key", "items_text", "numbered_runs"]
 _FEWEST = 3
 """From how many items on a list is shorter than a line for each."""
 
+_LONGEST = 32
+"""How many classes of items may take turns: to look for longer groups in thousands of items would take minutes."""
+
 _NUMBERED = re.compile(r"(.*?[^\d]|)(0|[1-9]\d*)")
 """A name that ends in a number as Python writes it: no ``layer_01``, which is another name than that of item 1."""
 
@@ -110,11 +113,14 @@ def items_text(names: Sequence[str]) -> str:
 def _repeated(names: Sequence[str], start: int) -> tuple[Sequence[str], int]:
     """The group of names, from one on, whose repeats reach farthest; of several such the shortest."""
     best, most = 1, 1
-    for length in range(1, (len(names) - start) // 2 + 1):
+    for length in range(1, min((len(names) - start) // 2, _LONGEST) + 1):
         # How often the next names are these again.
         group, times = names[start : start + length], 1
         while names[start + times * length : start + (times + 1) * length] == group:
             times += 1
         if times > 1 and times * length > best * most:
             best, most = length, times
+        # No group reaches farther than to the end: of thousands alike the first one does.
+        if start + best * most == len(names):
+            break
     return names[start : start + best], most

@@ -126,11 +126,17 @@ class ClassWriter:
         """
         self._sharing, self._imports, self._sizes = sharing, imports, sizes
         self._names: dict[int, str] = {}
-        # What equal parts have, by their identity.
+        # What equal parts have, and whether they count from 0, by their identity.
         self._totals: dict[tuple[int, tuple[Dim, ...]], _Total] = {}
+        self._numbered: dict[int, bool] = {}
+        # The blocks in each class, by its shape.
+        self._fits: dict[int, list[tuple[LogicalPath, BlockFit]]] = {}
         self._written: set[str] = set()  # these names
         self._known = known
-        self._ready, self._models = ready, models
+        self._ready = ready
+        # The models are kept, so that nothing else has the identity of what is in them.
+        self._models = models
+        self._of_models = {id(model.children) for model in models}
         # In the body of a class that has an attribute of its name, a class could not be spoken of.
         self._attributes: set[str] = set()
         for shared in sharing.classes.values():
@@ -162,14 +168,15 @@ class ClassWriter:
         self, branch: Branch, dims: Sequence[Dim], met: dict[int, SharedClass]
     ) -> None:
         """Notes each class that `classes` would write, after those that it is made of."""
-        if branch.leaf is not None or branch.stream or self.fit(branch, dims) is not None:
+        if branch.leaf is not None or branch.stream:
             return
         number = self._sharing.shape(branch)
-        if number not in met:
-            shared = self._sharing.shared(branch)
-            for child, own in self._with_dims(shared.children, shared.own):
-                self._note_classes(child, own, met)
-            met[number] = shared
+        if number in met or self.fit(branch, dims) is not None:
+            return
+        shared = self._sharing.shared(branch)
+        for child, own in self._with_dims(shared.children, shared.own):
+            self._note_classes(child, own, met)
+        met[number] = shared
 
     def fit(self, branch: Branch, dims: Sequence[Dim]) -> BlockFit | None:
         """The block in the place of the class below an attribute, whose dims the class around it calls so."""
@@ -180,7 +187,7 @@ class ClassWriter:
 
     def _is_model(self, branch: Branch) -> bool:
         """Whether an attribute is a model. It is told by its children, for its field may say more by now."""
-        return any(branch.children is model.children for model in self._models)
+        return id(branch.children) in self._of_models
 
     def fits(
         self, branch: Branch, dims: Sequence[Dim], above: LogicalPath = ()
@@ -193,8 +200,19 @@ class ClassWriter:
         if fit is not None:
             yield here, fit
             return
-        for child, own in self._with_dims(branch.children, self._sharing.shared(branch).own):
-            yield from self.fits(child, own, here)
+        for inner, inner_fit in self._fits_within(branch):
+            yield (*here, *inner), inner_fit
+
+    def _fits_within(self, branch: Branch) -> Sequence[tuple[LogicalPath, BlockFit]]:
+        """The blocks below an attribute, each at its logical path from there: the same in all places of a class."""
+        shape = self._sharing.shape(branch)
+        within = self._fits.get(shape)
+        if within is None:
+            within = self._fits[shape] = []
+            shared = self._sharing.shared(branch)
+            for child, own in self._with_dims(branch.children, shared.own):
+                within.extend(self.fits(child, own))
+        return within
 
     def _with_dims(
         self, children: Sequence[Branch], own: Sequence[Dim]
@@ -213,12 +231,14 @@ class ClassWriter:
             branch: The attribute.
             dims: What the class around it calls its dims.
         """
-        if branch.leaf is not None or branch.stream or self.fit(branch, dims) is not None:
+        if branch.leaf is not None or branch.stream:
             return
         number = self._sharing.shape(branch)
-        shared = self._sharing.shared(branch)
         if number in self._names and not self._may_be_items(branch):
             return
+        if self.fit(branch, dims) is not None:
+            return
+        shared = self._sharing.shared(branch)
         # First those that it is made of: its own text has their names.
         for child, own in self._with_dims(shared.children, shared.own):
             yield from self.classes(child, own)
@@ -278,12 +298,17 @@ class ClassWriter:
 
     def _may_be_items(self, branch: Branch) -> bool:
         """Whether what is below an attribute counts from 0, and nothing else is there."""
+        mark = id(branch.children)
+        is_numbered = self._numbered.get(mark)
+        if is_numbered is None:
+            # Items of one list have names that are numbers alone.
+            runs = [*numbered_runs(branch.children)]
+            is_numbered = self._numbered[mark] = len(runs) == 1 and not runs[0][0]
+        if not is_numbered or branch.count is not None or branch.separator:
+            return False
         # As a field writes it: a string, or a tuple where no string says it.
         key = ast.literal_eval(dict(branch.said).get("key", '""'))
-        is_plain = branch.count is None and not branch.separator and isinstance(key, str)
-        # Items of one list have names that are numbers alone.
-        runs = [*numbered_runs(branch.children)]
-        return is_plain and not self._is_model(branch) and len(runs) == 1 and not runs[0][0]
+        return isinstance(key, str) and not self._is_model(branch)
 
     def _own_items(self, branch: Branch) -> Sequence[str]:
         """The classes of the items of an attribute that is a list of them; none where it has a class of its own."""

@@ -161,19 +161,23 @@ class ReadyBlocks:
         """
         if branch.leaf is not None or branch.stream or branch.separator:
             return None
-        mark = id(branch.children), branch.name, tuple(dims)
+        # Of thousands of layers alike each has a number of its own, which tells nothing of what they are.
+        word = _word(branch.name)
+        mark = id(branch.children), word, tuple(dims)
         if mark not in self._known:
             # The children are kept, so that nothing else has their identity.
-            self._known[mark] = branch.children, self._first_fit(branch, dims)
+            self._known[mark] = branch.children, self._first_fit(branch.children, word, dims)
         return self._known[mark][1]
 
-    def _first_fit(self, branch: Branch, dims: Sequence[Dim]) -> BlockFit | None:
+    def _first_fit(
+        self, children: Sequence[Branch], word: str, dims: Sequence[Dim]
+    ) -> BlockFit | None:
         """The first block that fits what is below an attribute, of all that there are."""
-        entries = _entries(branch.children)
+        entries = _entries(children)
         if not entries:
             return None
         library = getattr(blocks, self.library)
-        for name in _names(branch.name, _rank(entries, dims), self.side):
+        for name in _names(word, _rank(entries, dims), self.side):
             if hasattr(library, name):
                 fit = self._fit(name, entries, dims)
                 if fit is not None:
@@ -256,9 +260,18 @@ def _linen_name(name: str) -> str:
     return name
 
 
-def _names(attribute: str, rank: int, side: BlockKind) -> Iterator[str]:
+def _word(attribute: str) -> str:
+    """The name of an attribute without its number.
+
+    Example:
+        >>> _word("Dense_0"), _word("norm2"), _word("head")
+        ('Dense', 'norm', 'head')
+    """
+    return attribute.rstrip("0123456789").rstrip("_")
+
+
+def _names(word: str, rank: int, side: BlockKind) -> Iterator[str]:
     """The blocks to try for an attribute: what it is called, then the others."""
-    word = attribute.rstrip("0123456789").rstrip("_")
     # Linen calls a layer that nobody has named by its class: `Dense_0`.
     order = [name for name in (word, *_hinted(word.lower())) if name in _known_names(side)]
     for name in _ORDER:

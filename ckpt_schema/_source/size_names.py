@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -180,6 +182,9 @@ class _Voice(NamedTuple):
     place: str
 
 
+_NUMBER = re.compile(r"_\d+$")
+"""The number of one of many layers, which tells nothing of what it is; that of ``fc1`` does."""
+
 _Votes = collections.Counter[tuple[int, str, str]]
 """How often an axis of a size is called so in a place."""
 
@@ -204,7 +209,7 @@ class _Ballot:
             rows = "buckets"
         elif "pos" in node.lower():
             rows = "positions"
-        usual = _usual_axes(node)
+        usual = _usual_axes(_NUMBER.sub("", node))
         here = _without_number(node)
         # Equal parts vote alike where their nodes' names tell the same.
         mark = id(children), rows, here, above, *usual.values()
@@ -247,6 +252,7 @@ def _votes_of(
             yield size, axis
 
 
+@functools.lru_cache(maxsize=256)
 def _usual_axes(node: str) -> Mapping[int, tuple[str, ...]]:
     """What the axes of leaves of some ranks are in a node of this name."""
     node = node.lower()
