@@ -135,6 +135,7 @@ ORDER = """
     _lens.derive.partners
     _lens.derive.restarts
     _lens.derive.copies_of_weights
+    _lens.derive.outside_partners
     _lens.derive.fuse_guesses
     _lens.derive.lone_arrays
     _lens.derive.unplaced

@@ -158,6 +158,86 @@ def test_averages_and_statistics_beside_it_have_their_places() -> None:
     assert_same(found, linen)
 
 
+class NormedLinen(nn.Module):
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        for name in ("a", "b"):
+            x = nn.Dense(3, name=name)(x)
+            x = nn.BatchNorm(use_running_average=True, name=f"{name}_norm")(x)
+        return x
+
+
+class NormedNnx(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        for name in ("a", "b"):
+            setattr(self, name, nnx.Linear(3, 3, rngs=rngs))
+            setattr(self, f"{name}_norm", nnx.BatchNorm(3, rngs=rngs))
+
+
+def normed(tx: Any) -> tuple[Any, Any]:
+    """A train state of Linen with statistics, and one that a program splits, which keeps them beside its params."""
+    linen = NormedLinen().init(jax.random.key(0), jnp.ones((1, 3)))
+    _, params, rest = nnx.split(NormedNnx(nnx.Rngs(0)), nnx.Param, ...)
+    step = jnp.int32(0)
+    target = {"step": step, "params": params, "opt_state": tx.init(params), "rest": rest}
+    return drawn({**linen, "step": step, "opt_state": tx.init(linen["params"])}, 5), target
+
+
+STATISTICS = (
+    cs.rename("params/**/mean", "rest/**/mean"),
+    cs.rename("params/**/var", "rest/**/var"),
+)
+BACK = tuple([cs.rename("/".join(rule.view), "/".join(rule.source)) for rule in STATISTICS])
+
+
+def test_the_error_prints_the_renames_of_statistics_beside_split_params(tmp_path: Path) -> None:
+    linen, target = normed(optax.adam(1e-3))
+    model = NormedNnx(nnx.Rngs(1))
+    run = {"model": model, "optimizer": nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)}
+    cs.orbax.save(tmp_path / "linen", linen)
+    for source, view, rules in (
+        (linen, target, STATISTICS),
+        (run, target, STATISTICS),
+        (target, linen, BACK),
+        (target, run, BACK),
+        (tmp_path / "linen", target, STATISTICS),
+    ):
+        with pytest.raises(cs.DerivationError) as caught:
+            cs.adapt(source, view)
+        assert caught.value.rules == rules
+        text = str(caught.value)
+        assert all(f"    cs.{rule}," in text.splitlines() for rule in rules)
+        assert "no leaf of" not in text
+        cs.adapt(source, view, rules=caught.value.rules)
+    # Every value is where Linen's statistics say, and goes back.
+    lens = cs.adapt(linen, target, rules=STATISTICS)
+    found = lens.get(linen, onto=target)
+    assert_same(found["rest"], linen["batch_stats"])
+    assert_same(found["params"], linen["params"])
+    assert_same(lens.put(found, onto=linen), linen)
+    assert_same(cs.orbax.restore(tmp_path / "linen", target, rules=STATISTICS), found)
+
+
+def test_of_two_places_for_statistics_the_error_names_none() -> None:
+    linen, target = normed(optax.sgd(0.1))
+    target["older"] = jax.tree.map(jnp.copy, target["rest"])
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.adapt(linen, target)
+    assert caught.value.rules == ()
+    near = "of its type, which nothing proves: rename('params/a_norm/mean', '"
+    assert near in " ".join(str(caught.value).split())
+
+
+def test_a_single_leaf_of_a_name_has_a_rename_of_its_own() -> None:
+    linen, target = normed(optax.sgd(0.1))
+    del linen["batch_stats"]["b_norm"]["var"], target["rest"]["b_norm"]["var"]
+    with pytest.raises(cs.DerivationError) as caught:
+        cs.adapt(linen, target)
+    var = cs.rename("params/a_norm/var", "rest/a_norm/var")
+    assert set(caught.value.rules) == {STATISTICS[0], var}
+    cs.adapt(linen, target, rules=caught.value.rules)
+
+
 def test_a_target_may_be_abstract_and_sharded(tmp_path: Path) -> None:
     tx = optax.adam(1e-3)
     linen, target = linen_state(tx), split_state(tx, "dict")

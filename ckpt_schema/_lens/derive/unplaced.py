@@ -23,6 +23,7 @@ from ckpt_schema._lens.derive.copies_of_weights import CopyOfWeights, copy_of_we
 from ckpt_schema._lens.derive.fuse_guesses import FuseGuess, fuse_guesses
 from ckpt_schema._lens.derive.lone_arrays import LoneArrays, lone_arrays
 from ckpt_schema._lens.derive.nameless_states import nameless_rows, nameless_told
+from ckpt_schema._lens.derive.outside_partners import OutsidePartner, outside_partners
 from ckpt_schema._lens.derive.partners import Loose, partners, renames
 from ckpt_schema._lens.derive.restarts import Lost, restarts
 from ckpt_schema._lens.derive.scope import said_paths
@@ -81,6 +82,7 @@ def unplaced(
         if here in ours:
             theirs[there] = ours[here]
     guesses = fuse_guesses(loose, (judged.certain, back))
+    outside = outside_partners(source, view, loose, judged.certain)
     arrays = lone_arrays(source, view, loose)
     nameless = _nameless(source, view, lost), _nameless(view, source, lost[::-1])
     # An average of the weights may be called otherwise.
@@ -107,6 +109,7 @@ def unplaced(
                 nameless=nameless[at],
                 arrays=arrays,
                 guesses=guesses,
+                outside=outside[at],
                 copy=copy,
                 is_view=is_view,
             )
@@ -293,6 +296,7 @@ class _Side:
         nameless: What is said of leaves that may be what the far side's optimizer keeps, by path.
         arrays: What is said where a whole model is one array.
         guesses: The leaves of either side that may be one leaf of the other.
+        outside: The partners that stand beside one of the two models, by number.
         copy: The rule that joins a tree like the weights with the far side's, if there is one.
         is_view: Whether the first is the view.
     """
@@ -308,6 +312,7 @@ class _Side:
     nameless: Mapping[LogicalPath, str]
     arrays: LoneArrays
     guesses: Sequence[FuseGuess]
+    outside: Mapping[int, OutsidePartner]
     copy: CopyOfWeights | None = None
     is_view: bool = False
 
@@ -355,6 +360,9 @@ class _Side:
             return f"{told}; the lines for the weights come first", ()
         if row in self.arrays:
             return self.arrays.cure(row)
+        if number in self.outside:
+            partner = self.outside[number]
+            return partner.cure, (partner.rule,)
         if number not in self.certain:
             return None
         only = paths.format_path(self.far.rows[self.certain[number]].key)
@@ -421,6 +429,11 @@ class _Side:
         near = difflib.get_close_matches(own, [*self.left.named], n=1)
         if near:
             other = self.left.named[near[0]]
+            if other.leaf == row.leaf:  # and it stands in no model, or in another one
+                pair = (other, row) if self.is_view else (row, other)
+                joined = Rename(pair[0].path, pair[1].path)
+                where = paths.format_path(other.key)
+                return f"near is {where}, of its type, which nothing proves: {joined} if it is"
             return f"{told}; near is {paths.format_path(other.key)}, which is {other.stored}"
         rule = Private(self.said[row.path] or row.path, None)  # a whole model has no path there
         cure = f"declare it in {self.far.name} too, or leave it aside: {rule}"
