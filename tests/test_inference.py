@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 import pickle
@@ -632,3 +633,22 @@ def test_an_array_that_is_in_no_variable_stays_one() -> None:
     assert "float32[3]  Array" in str(layout)
     cs.assert_trees_identical(cs.adapt(state, state).get(state), state)
     assert cs.from_json(cs.to_json(layout), cs.Layout) == layout
+
+
+def test_each_container_of_a_train_state_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaf = jax.ShapeDtypeStruct((2, 3), "float32")
+    params = {f"b{i}": {"q": leaf, "mlp": {"w": leaf}} for i in range(4)}
+    state = jax.eval_shape(optax.adamw(1e-3).init, params)
+    tree = {"params": params, "opt_state": state, "seen": (leaf, [leaf])}
+    looked: collections.Counter[int] = collections.Counter()
+    real = jax.tree_util.all_leaves
+
+    def counted(nodes: Any, *args: Any, **kwargs: Any) -> bool:
+        looked.update(map(id, nodes))
+        return real(nodes, *args, **kwargs)
+
+    monkeypatch.setattr(jax.tree_util, "all_leaves", counted)
+    layout = cs.infer(tree)
+    assert looked and set(looked.values()) == {1}
+    kinds = {node.key: node.type for node in layout.nodes}
+    assert kinds["opt_state",] is tuple and kinds["seen",] is tuple

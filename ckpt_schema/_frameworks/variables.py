@@ -15,11 +15,10 @@ from flax import nnx
 
 from ckpt_schema._frameworks.tracing import Box
 from ckpt_schema._layouts import leaves
-from ckpt_schema._layouts.immutable import replaced
 from ckpt_schema._layouts.kinds import Dicts
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._layouts.paths import KeyPath, format_path
-from ckpt_schema._layouts.pytrees import TreeDef, children, inner_nodes
+from ckpt_schema._layouts.pytrees import TreeDef, children, inner_nodes, is_inner_node
 from ckpt_schema._layouts.table import Row, is_part
 from ckpt_schema.errors import CkptSchemaError, ConformanceError, Mismatch, SchemaError
 
@@ -149,7 +148,7 @@ class Variables(Dicts):
         """
         # A plain array stays one: it is in no Variable, and nothing trains it.
         kind = row.kind if row.kind is jax.Array else variable_type(row.kind, row.leaf)
-        return replaced(row, kind=kind, inside=row.held[0][0] if row.held else 0)
+        return dataclasses.replace(row, kind=kind, inside=row.held[0][0] if row.held else 0)
 
     def leaf(self, row: Row) -> Row:
         """A leaf beside models and optimizers.
@@ -309,36 +308,42 @@ def whole_state(tree: Any) -> Any:
     return nnx.State(tree) if isinstance(tree, dict) and _has_state(tree) else tree
 
 
-def plain_train_state(tree: Any) -> Any:
+def plain_train_state(tree: Any) -> tuple[Any, list[tuple[KeyPath, Any]] | None]:
     """A train state that holds states of Variables beside an optimizer's, with dicts of values in the place of all of them.
 
     Who splits a model and trains its state with functions has ``{"params": nnx.state(model), "opt_state":
     tx.init(nnx.state(model))}``, which is kept as Linen's train state is. Anything else as it is.
+
+    Returns:
+        The tree, and its `inner_nodes` where it has no states: to look for these is to see all nodes.
     """
     if isinstance(tree, (nnx.State, nnx.Pytree)):
-        return tree
-    kinds = {*_kinds_of_nodes(tree)}
-    has_optimizer = any(is_part(kind) and kind.__module__.startswith("optax.") for kind in kinds)
-    if nnx.State not in kinds or not has_optimizer:
-        return tree
+        return tree, None
+    nodes = [*_nodes(tree, ())]
+    kinds = {type(node) for _, node in nodes}
+    if nnx.State not in kinds:
+        return tree, [held for held in nodes if is_inner_node(*held)]
+    if not any(is_part(kind) and kind.__module__.startswith("optax.") for kind in kinds):
+        return tree, None
 
     def plain(node: Any) -> Any:
         return nnx.to_pure_dict(node, _value) if isinstance(node, nnx.State) else _value(node)
 
-    return jax.tree.map(plain, tree, is_leaf=_is_state_or_variable)
+    return jax.tree.map(plain, tree, is_leaf=_is_state_or_variable), None
 
 
-def _kinds_of_nodes(node: Any) -> Iterator[type]:
-    """The classes of all containers of a tree, but for those inside of states of Variables."""
+def _nodes(node: Any, key: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    """All containers of a tree, but for those inside of states of Variables."""
     kind: type = type(node)
-    # jax is not asked of each of very many leaves, whose classes tell.
-    if kind is jax.ShapeDtypeStruct or leaves.is_array_class(kind):
-        return
-    yield kind
-    if node is None or kind is nnx.State or jax.tree_util.all_leaves([node]):
-        return
-    for _, child in children(node):
-        yield from _kinds_of_nodes(child)
+    if node is None or kind is nnx.State:
+        yield key, node
+    elif not jax.tree_util.all_leaves([node]):
+        yield key, node
+        for name, child in children(node):
+            # jax is not asked of each of very many leaves, whose classes tell.
+            held: type = type(child)
+            if held is not jax.ShapeDtypeStruct and not leaves.is_array_class(held):
+                yield from _nodes(child, (*key, name))
 
 
 def _is_state_or_variable(node: Any) -> bool:

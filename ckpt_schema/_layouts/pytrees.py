@@ -10,7 +10,7 @@ from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from ckpt_schema._layouts.paths import Key, KeyPath
 
-__all__ = ["TreeDef", "children", "inner_nodes", "key_paths"]
+__all__ = ["TreeDef", "children", "inner_nodes", "is_inner_node", "key_paths"]
 
 TreeDef = Any
 """A ``jax.tree_util.PyTreeDef``, which type checkers do not know as a type."""
@@ -80,8 +80,13 @@ def inner_nodes(tree: Any, prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]
     if tree is None:
         yield prefix, None
     elif not jax.tree_util.all_leaves([tree]):
-        if prefix and (type(tree) is not dict or not tree):
+        if is_inner_node(prefix, tree):
             yield prefix, tree
         for key, child in children(tree):
             if type(child) is not jax.ShapeDtypeStruct:  # what most leaves are of a large tree
                 yield from inner_nodes(child, (*prefix, key))
+
+
+def is_inner_node(key: KeyPath, node: Any) -> bool:
+    """Whether a container of a tree is below its root, and no dict but an empty one; None is one anywhere."""
+    return node is None or (bool(key) and (type(node) is not dict or not node))

@@ -79,9 +79,12 @@ def infer_tree(
 
     _verify_arguments(scan, lists)
     plain = flatten_plain(tree)
+    inner: list[_Held] | None = None
     if plain is None:
         verify_readable(tree)
-        tree = whole_state(plain_train_state(state_of(tree)))
+        tree, inner = plain_train_state(state_of(tree))
+        if inner is None:
+            tree = whole_state(tree)
     container = "a dict or another container"
     if tree is None:
         fault = Mismatch("the tree", "container", container, "None", "pass the state itself")
@@ -89,15 +92,17 @@ def infer_tree(
     flat, variables = plain or flatten(tree), variables_of(tree)
     # A box of Linen adds a level called value. A tree without one is not walked for boxes.
     if plain is None and not variables and any(key and key[-1] == "value" for key in flat.keys):
-        tree = unboxed(tree)
+        tree, inner = unboxed(tree), None
         flat = flatten(tree)
     if () in flat.keys:
         found_leaf, hint = leaves.describe(flat.leaves[0]), "give the leaf a name"
         fault = Mismatch("the tree", "leaf", container, found_leaf, hint)
         raise SchemaError(f"no layout ({name}) can be read off a lone leaf", [fault])
     found: list[_Held] = []
-    if plain is None:
-        found += inner_containers(tree) if variables else inner_nodes(tree)
+    if plain is None and variables:
+        found += inner_containers(tree)
+    elif plain is None:
+        found += inner_nodes(tree) if inner is None else inner
     # Keys become what they were before a save, then paths; after that nothing knows of files.
     read = _read(flat, variables)
     if flat.stored:
