@@ -740,3 +740,40 @@ def test_a_lens_is_held_against_what_is_discovered() -> None:
     for rules in (exchanged, turned):
         with pytest.raises(AssertionError, match="the lens makes it of another"):
             assert_discovered(cs.adapt(old, new, rules=rules), runs[0], old, runs[1], new)
+
+
+def test_items_of_a_list_that_rules_call_by_their_numbers_stand_apart() -> None:
+    """As in `adapt`: each is a node of its own, and so it is in the rules that are found."""
+    x = jnp.linspace(-1.0, 1.0, 10).reshape(2, 5)
+    names = "first", "second", "third"
+
+    def listed(p: Any) -> Any:
+        h = x
+        for layer in p["net"]:
+            h = jnp.tanh(h @ layer["w"] + layer["b"])
+        return h @ p["out"]
+
+    def named(p: Any) -> Any:
+        h = x
+        for name in names:
+            h = jnp.tanh(h @ p[name]["kernel"].T + p[name]["bias"])
+        return h @ p["head"]
+
+    draw = np.random.default_rng(0)
+    square, row, out = (
+        draw.normal(size=shape).astype(np.float32) for shape in ((3, 5, 5), (3, 5), (5, 2))
+    )
+    old = {"net": [{"w": square[n], "b": row[n]} for n in range(3)], "out": out}
+    new = {name: {"kernel": jnp.ones((5, 5)), "bias": jnp.ones(5)} for name in names}
+    new["head"] = jnp.ones((5, 2))
+    given = [cs.rename("net/1/b", "second/bias")]
+    found = cs.discover(listed, old, named, new, rules=given)
+    assert found.status == "complete", str(found)
+    assert found.scan == {"net": None} and found.lists == ()
+    made = found.lens().get(old)
+    for number, name in enumerate(names):
+        np.testing.assert_array_equal(made[name]["kernel"], square[number].T)
+        np.testing.assert_array_equal(made[name]["bias"], row[number])
+    # The rules alone say the same.
+    again = cs.adapt(old, new, rules=found.rules, scan=found.scan, lists=found.lists)
+    cs.assert_trees_identical(again.get(old), made)

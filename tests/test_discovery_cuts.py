@@ -101,6 +101,11 @@ def test_a_leaf_of_the_shape_of_a_fused_one_is_one_leaf() -> None:
     new = found.lens().get(old)
     np.testing.assert_array_equal(new["wide"], old["up"])
     cs.assert_trees_identical(found.lens().put(new), old)
+    # It is told as one leaf too, and of the four that are fused each has a line.
+    told = {str(each.view): str(each.sources[0]) for each in found.pairings}
+    assert told["wide"] == "up" and told["narrow"] == "down"
+    assert {*gates} == {source for view, source in told.items() if view.startswith("cell")}
+    assert len(told) == len(found.pairings) == 6
 
 
 # --- Choices that come out even  ---

@@ -20,6 +20,7 @@ from ckpt_schema._messages.html import Section
 from ckpt_schema._messages.pictures import Picture, Pictured
 from ckpt_schema._messages.text import PRINT_WIDTH, columns, text_lines
 from ckpt_schema.discovery._cautions import colliding_sizes, differing_leaves, unexercised
+from ckpt_schema.discovery._coarse_pairs import coarse_pairs
 from ckpt_schema.discovery._depths import LayerFactory, first_other, verify_factories
 from ckpt_schema.discovery._found_rules import FoundRules, rules_of
 from ckpt_schema.discovery._known_leaves import KnownLeaves, known_leaves
@@ -92,7 +93,8 @@ class Discovery(Pictured):
         view: The layout of the view.
         scan: What `adapt` is to be told of stacked layers, for other sizes of the same models.
         lists: What it is to be told of lists.
-        pairings: What belongs together, piece by piece; not of leaves whose values are open.
+        pairings: What belongs together: leaves, or pieces of them where a leaf is of several; not of
+            leaves whose values are open.
         differ_from: With how many layers the two begin to differ, where ``with_layers`` was given and
             they are not one function: 1 is the first, 0 what stands before and behind all layers.
         notes: What else is to be known: what no rule can say, readings that are as good.
@@ -513,7 +515,9 @@ def _told(
         status = "complete but for choices"
     # Asked once: each makes all paths anew, of thousands of leaves.
     paths, open_paths = found.paths, values.paths
-    pairings = [each for each in matched.pairings if paths[each.view.leaf] not in open_paths]
+    closed = [each for each in matched.pairings if paths[each.view.leaf] not in open_paths]
+    # What was cut for the sake of other leaves is told as one, as the rules say it.
+    _, pairings = coarse_pairs(([], []), closed)
     here, there = map(_spoken_names, found.sides)
     opens = [dataclasses.replace(each, _names=(here, there)) for each in opens]
     evidence = Evidence(matched.outputs, matched.gradients, matched.noise, matched.nearest, tried)

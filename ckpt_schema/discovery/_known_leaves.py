@@ -118,7 +118,11 @@ def known_leaves(
     )
     sides = with_lists(sides, lists or (), rules)
     scans = axes_of_sides(sides, scan or {})
-    levels = LayerLevels(sides[0].lists, scans[0]), LayerLevels(sides[1].lists, scans[1])
+    # That rules call items of a list by their numbers, which keeps these apart, is known of each side.
+    levels = (
+        LayerLevels(sides[0].lists, {**sides[0].scan, **scans[0]}),
+        LayerLevels(sides[1].lists, {**sides[1].scan, **scans[1]}),
+    )
     both = (
         Addresses(models[0], levels[0], names[0]),
         Addresses(models[1], levels[1], names[1]),
