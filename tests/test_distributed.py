@@ -220,11 +220,14 @@ def test_a_process_that_exits_is_named() -> None:
 
 
 def test_a_process_that_is_late_says_where_it_is(pids: Path) -> None:
-    with pytest.raises(DistributedError) as caught:
-        run_distributed(2, jobs.stuck, pids, timeout=6)
-    assert [(fault.path, fault.kind) for fault in caught.value.mismatches] == [
-        ("process 1", "unfinished")
-    ]
+    # On a machine at work the other process may not have ended in time either.
+    for timeout in (6, 90):
+        with pytest.raises(DistributedError) as caught:
+            run_distributed(2, jobs.stuck, pids, timeout=timeout)
+        late = [(fault.path, fault.kind) for fault in caught.value.mismatches]
+        if late == [("process 1", "unfinished")]:
+            break
+    assert late == [("process 1", "unfinished")]
     assert "in stuck" in str(caught.value)
 
 
