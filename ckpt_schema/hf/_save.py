@@ -372,22 +372,22 @@ def _write(draft: Path, source: _Source, files: Sequence[WeightsFile]) -> None:
 
 def _write_tensor(opened: Any, start: int, array: Any) -> None:
     """Writes what this process is to write of a tensor."""
-    # Spread over processes: each writes its shards, of each copy one process.
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        width = array.dtype.itemsize
-        for spans, part in _parts(array):
-            _write_part(opened, start, array.shape, spans, part, width)
+    is_jax = isinstance(array, jax.Array)
+    is_spread = is_jax and not array.is_fully_addressable
     # What every process has whole, the first one writes.
-    elif jax.process_index() == 0:
-        parts = _parts(array) if isinstance(array, jax.Array) else []
-        if len(parts) < 2:
-            _write_bytes(opened, start, np.asarray(array))
-        # Cut along the first axis alone, the bytes of each shard stand together.
-        elif all(part.shape[1:] == array.shape[1:] for _, part in parts):
-            for spans, part in parts:
-                _write_part(opened, start, array.shape, spans, part, array.dtype.itemsize)
-        else:
-            _write_rows(opened, start, array.shape, parts)
+    if not is_spread and jax.process_index() != 0:
+        return
+    parts = _parts(array) if is_jax else []
+    are_cut_inside = any(part.shape[1:] != array.shape[1:] for _, part in parts)
+    if not is_spread and len(parts) < 2:
+        _write_bytes(opened, start, np.asarray(array))
+    elif not is_spread and are_cut_inside:
+        _write_rows(opened, start, array.shape, parts)
+    # Cut along the first axis alone, the bytes of a shard stand together. Of what is spread over
+    # processes each writes its shards, row by row where these are cut inside.
+    else:
+        for spans, part in parts:
+            _write_part(opened, start, array.shape, spans, part, array.dtype.itemsize)
 
 
 def _parts(array: jax.Array) -> list[_Part]:
