@@ -283,3 +283,64 @@ def test_a_layout_below_a_key_is_saved_like(tmp_path: Path) -> None:
     cs.orbax.save(tmp_path / "2", state, layout=tmp_path / "1", at="state")
     assert cs.orbax.restore(tmp_path / "2", state, at="state")["step"] == 3
     assert set(cs.orbax.load(tmp_path / "2")) == {"state"}
+
+
+TORCH = {
+    "up": {"weight": numbers(5, 4), "bias": numbers(5)},
+    "out": {"weight": numbers(4, 4), "bias": numbers(4)},
+}
+LINEN = {
+    "up": {"kernel": TORCH["up"]["weight"].T, "bias": numbers(5)},
+    "out": {"kernel": TORCH["out"]["weight"].T, "bias": numbers(4)},
+}
+BOTH = [cs.rename(f"{name}/weight", f"{name}/kernel") for name in LINEN]
+
+
+def test_a_square_weight_beside_one_that_a_rule_turns_is_no_guess() -> None:
+    """It was joined as it stands, a warning said so, and the logits were others: as most weights of attention are square."""
+    adding = [*BOTH, cs.rename("up/weight", "up/kernel", axes="1 0")]
+    said = refused(TORCH, LINEN, rules=adding)
+    assert "a rule turns the axes of another weight that is a kernel" in said
+    right, straight = re.findall(r"rename\('out/weight'[^)]*\)", said)
+    lens = cs.adapt(TORCH, LINEN, rules=[*adding, eval(f"cs.{right}")])
+    cs.assert_trees_identical(lens.get(TORCH), LINEN)
+    assert "axes='0 1'" in straight
+    cs.adapt(TORCH, LINEN, rules=[*adding, eval(f"cs.{straight}")])
+    # Another pair of names is another matter: a table of positions is turned for no layer.
+    table = {"table": {"weight": numbers(5, 4)}, "out": {"weight": numbers(4, 4)}}
+    other = {"table": {"embedding": numbers(4, 5)}, "out": {"kernel": numbers(4, 4)}}
+    rules = [cs.rename("table/weight", "table/embedding", axes="1 0"), BOTH[1]]
+    with pytest.warns(cs.AxesWarning, match=r"axes='0 1'\)  "):
+        cs.adapt(table, other, rules=rules)
+
+
+def test_a_record_of_a_lens_that_an_older_release_warned_of_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rules = [BOTH[1], cs.rename("up/weight", "up/kernel", axes="1 0")]
+    with monkeypatch.context() as older:
+        older.setattr("ckpt_schema._lens.derived_lens.verify_squares", lambda _: None)
+        lens = cs.adapt(TORCH, LINEN, rules=rules)
+    read = cs.from_json(cs.to_json(lens), cs.Lens)
+    cs.assert_trees_identical(read.get(TORCH), lens.get(TORCH))
+
+
+def test_the_rules_of_an_error_may_be_added_to_those_that_say_less() -> None:
+    """It said for ever that both contradict one another, and printed the same rules again."""
+    with pytest.raises(cs.DerivationError) as error:
+        cs.adapt(TORCH, LINEN, rules=BOTH)
+    line: Any = error.value.rules[0]
+    assert len(error.value.rules) == 1
+    square = cs.rename("out/weight", "out/kernel", axes="1 0")
+    for rules in ([*BOTH, line, square], [square, line, *BOTH]):
+        lens = cs.adapt(TORCH, LINEN, rules=rules)
+        cs.assert_trees_identical(lens.get(TORCH), LINEN)
+    turned = cs.rename("up/weight", "up/kernel", axes="0 1")
+    assert "they contradict one another" in refused(TORCH, LINEN, rules=[*BOTH, line, turned])
+
+
+def test_a_product_of_three_factors_is_offered_with_the_order_that_no_size_shows() -> None:
+    """It was said to be three parts side by side, and is one of them for each head in GPT-NeoX."""
+    old, new = {"qkv": numbers(3 * 2 * 5, 7)}, {"kernel": numbers(7, 3, 2, 5)}
+    said = refused(old, new, rules=[cs.rename("qkv", "kernel")])
+    assert "b*c*d is c*b*d if each of the c has parts of its own" in said

@@ -21,7 +21,7 @@ from ckpt_schema._layouts.paths import NaturalOrder, format_path
 from ckpt_schema._layouts.schema import Schema, layout
 from ckpt_schema._layouts.table import Layout
 from ckpt_schema._lens.derive.spelled_rows import as_read
-from ckpt_schema._lens.derived_lens import derive
+from ckpt_schema._lens.derived_lens import derive_anew
 from ckpt_schema._lens.lens import Lens
 from ckpt_schema._lens.registry import digest
 from ckpt_schema._lens.rules import Rule
@@ -311,7 +311,7 @@ def _lens(told: JsonObject, reader: LayoutReader) -> Lens | None:
         assert ends[1] is not None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # who made the lens was warned
-            step = derive(ends[0], ends[1], rules=rules)
+            step = derive_anew(ends[0], ends[1], rules)
         step = ~step if inverted else step
         lens = step if lens is None else lens >> step
     assert lens is not None

@@ -11,10 +11,10 @@ from ckpt_schema._lens.axis_rules import Replicated
 from ckpt_schema._lens.known_sizes import with_known_sizes
 from ckpt_schema._lens.lens import Lens, joined_lens
 from ckpt_schema._lens.replicas import replicated_layout
-from ckpt_schema._lens.rules import Rule, verify_rules
-from ckpt_schema._lens.square_leaves import warn_of_squares
+from ckpt_schema._lens.rules import Rule, verify_rules, without_lesser
+from ckpt_schema._lens.square_leaves import verify_squares
 
-__all__ = ["derive", "of_copies"]
+__all__ = ["derive", "derive_anew", "of_copies"]
 
 
 def derive(
@@ -42,7 +42,7 @@ def derive(
 
     Raises:
         DerivationError: With every row that has no place, every pair of rows that no edit relates, every ambiguity, and every
-            rule that matches nothing.
+            rule that matches nothing. A square leaf is ambiguous if a rule turns the axes of a leaf with the same last names.
         SchemaError: One of the schemas is wrong in itself.
 
     Warns:
@@ -67,16 +67,40 @@ def derive(
     """
     dims_.verify_sizes({} if dims is None else dims)
     verify_rules(rules)
-    sides, dims = with_known_sizes(layout(source), layout(view), rules, dims or {})
+    lens, sizes = _of_one_copy(source, view, rules, dims or {})
+    verify_squares(lens)
+    return _with_copies(lens, rules).bind(**sizes)
+
+
+def derive_anew(
+    source: type[Schema] | Layout, view: type[Schema] | Layout, rules: Sequence[Rule]
+) -> Lens:
+    """The lens of a record: who made it was asked about square leaves then, and an older release asked less."""
+    lens, sizes = _of_one_copy(source, view, rules, {})
+    return _with_copies(lens, rules).bind(**sizes)
+
+
+def _of_one_copy(
+    source: type[Schema] | Layout,
+    view: type[Schema] | Layout,
+    rules: Sequence[Rule],
+    dims: Mapping[str, int],
+) -> tuple[Lens, Mapping[str, int]]:
+    """The lens between trees of one copy, and the sizes that are known."""
+    rules = without_lesser(rules)
+    sides, dims = with_known_sizes(layout(source), layout(view), rules, dims)
     sizes = {**dict(sides[1].sizes), **dict(sides[0].sizes), **dims}
     # All other rules speak of one copy.
     one_copy = [rule for rule in rules if not isinstance(rule, Replicated)]
-    lens = joined_lens(sides, one_copy, sizes)
-    warn_of_squares(lens)
+    return joined_lens(sides, one_copy, sizes), sizes
+
+
+def _with_copies(lens: Lens, rules: Sequence[Rule]) -> Lens:
+    """The lens for trees that are kept once for each device, where a rule says so."""
     for rule in rules:
         if isinstance(rule, Replicated):
             lens = of_copies(lens, rule)
-    return lens.bind(**sizes)
+    return lens
 
 
 def of_copies(

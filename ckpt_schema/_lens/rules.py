@@ -48,6 +48,7 @@ __all__ = [
     "reset",
     "tie",
     "verify_rules",
+    "without_lesser",
 ]
 
 
@@ -480,6 +481,30 @@ def verify_rules(rules: object) -> None:
         )
         faults = [Mismatch("rules", "rule", expected, _spelled(rule)) for rule in wrong]
         raise DerivationError("rules= is not well formed", faults)
+
+
+def without_lesser(rules: Sequence[Rule]) -> list[Rule]:
+    """The rules without each rename that another one says with the axes too, as where a line of an error was added.
+
+    Example:
+        >>> without_lesser([rename("a", "b"), rename("c", "d"), rename("a", "b", axes="1 0")])
+        [rename('c', 'd'), rename('a', 'b', axes='1 0')]
+    """
+    fuller: set[tuple[LogicalPath, LogicalPath]] = set()
+    for rule in rules:
+        if isinstance(rule, Rename) and _has_axes(rule):
+            fuller.add((rule.source, rule.view))
+    left: list[Rule] = []
+    for rule in rules:
+        if isinstance(rule, Rename) and not _has_axes(rule) and (rule.source, rule.view) in fuller:
+            continue
+        left.append(rule)
+    return left
+
+
+def _has_axes(rule: Rename) -> bool:
+    """Whether a rename says something of axes."""
+    return rule.axes is not None or rule.spelled is not None
 
 
 def _spelled(rule: object) -> str:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from ckpt_schema._layouts.paths import LogicalPath
 from ckpt_schema._layouts.table import Row, called
-from ckpt_schema._lens.derive.axis_names import guessed, guessed_tie
-from ckpt_schema._lens.derive.joins import Join
+from ckpt_schema._lens.derive.axis_names import guessed, guessed_tie, in_doubt
 from ckpt_schema._lens.derive.middle import Joined
 from ckpt_schema._messages.warned import warn
-from ckpt_schema.errors import AxesWarning
+from ckpt_schema.errors import AxesWarning, DerivationError, Mismatch
 
-__all__ = ["warn_of_squares"]
+__all__ = ["verify_squares"]
 
 
-def warn_of_squares(lens: Joined) -> None:
-    """Names all leaves that were joined axis by axis, where only their equal sizes speak for it.
+def verify_squares(lens: Joined) -> None:
+    """Looks at all leaves that were joined axis by axis, where only their equal sizes speak for it.
 
     Those of one name are taken for the same leaf, unless a rule says of another that the sides order axes in two ways.
+
+    Raises:
+        DerivationError: With every such leaf of which a rule turns a namesake: a linear layer beside it has
+            its ``weight`` turned to be a ``kernel``, so the order that was taken is probably the wrong one.
+
+    Warns:
+        AxesWarning: With all others.
     """
-    turned = any(map(_is_turned, lens.joins))
+    turned = _turned(lens)
     guesses: dict[str, None] = {}  # rules to paste; an empty one where nothing is guessed
+    doubts: dict[str, Mismatch] = {}  # by such a rule: what an optimizer keeps of a leaf is none
     # For a row of either side, the first row that it is joined with: a later one makes it a copy.
     originals: tuple[dict[int, Row], dict[int, Row]] = {}, {}
     for join in lens.joins:
@@ -30,9 +40,17 @@ def warn_of_squares(lens: Joined) -> None:
             continue
         # A copy has the order of its original, unless a rule says another.
         if first_after is after and first_before is before:
-            guesses[guessed(before, after, join.told, turned=turned)] = None
+            guess = guessed(before, after, join.told, turned=bool(turned))
+            order = turned.get(_names(before, after))
+            if guess and order is not None:
+                doubts.setdefault(guess, in_doubt(before, after, order))
+            else:
+                guesses[guess] = None
         elif join.told.axes is None:
             guesses[guessed_tie(before, first_before) or guessed_tie(after, first_after)] = None
+    if doubts:
+        header = "no lens from {} to {}".format(*called(lens.source, lens.view))
+        raise DerivationError(header, [*doubts.values()])
     lines = "".join(f"\n  {line}" for line in guesses if line)
     if lines:
         header = (
@@ -43,7 +61,19 @@ def warn_of_squares(lens: Joined) -> None:
         warn(header + lines, AxesWarning)
 
 
-def _is_turned(join: Join) -> bool:
-    """Whether a rule says that the sides order the axes of a leaf, which is no copy, in two ways."""
-    axes = join.told.axes
-    return axes is not None and list(axes) != sorted(axes) and not any(join.compares)
+def _turned(lens: Joined) -> Mapping[tuple[LogicalPath, LogicalPath], tuple[int, ...]]:
+    """By the last names of a leaf on both sides, an order of axes by which a rule turns such a leaf."""
+    orders: dict[tuple[LogicalPath, LogicalPath], tuple[int, ...]] = {}
+    for join in lens.joins:
+        axes = join.told.axes
+        # A copy may be turned though the sides order axes alike.
+        if axes is None or list(axes) == sorted(axes) or any(join.compares):
+            continue
+        here, there = join.pairs[0]
+        orders.setdefault(_names(lens.source.rows[here], lens.view.rows[there]), axes)
+    return orders
+
+
+def _names(source: Row, view: Row) -> tuple[LogicalPath, LogicalPath]:
+    """What a leaf itself is called on both sides, as ``weight`` and ``kernel``; a model of one array has no name."""
+    return source.model_path[-1:], view.model_path[-1:]

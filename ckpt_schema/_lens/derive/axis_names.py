@@ -31,6 +31,7 @@ __all__ = [
     "fault",
     "guessed",
     "guessed_tie",
+    "in_doubt",
     "matched",
     "same_axes",
     "sized",
@@ -98,6 +99,23 @@ def guessed_tie(copy: Row, of: Row) -> str:
         return ""
     rule = Tie(copy.model_path, of.model_path, tuple(range(len(copy.leaf.dims))))
     return f"{rule}  {copy.leaf}"
+
+
+def in_doubt(source: Row, view: Row, order: tuple[int, ...]) -> Mismatch:
+    """The fault of a square leaf that was taken as it stands, where a rule turns a namesake into another order."""
+    straight = tuple(range(len(source.leaf.dims)))
+    # That of a convolution has more numbers than a linear layer has axes.
+    turned = order if len(order) == len(straight) else straight[::-1]
+    said: list[str] = []
+    for axes in (turned, straight):
+        if axes in _fitting(source.leaf.dims, view.leaf.dims):
+            said.append(str(Rename(source.model_path, view.model_path, axes)))
+    hint = (
+        f"a rule turns the axes of another {''.join(source.model_path[-1:])} that is a "
+        f"{''.join(view.model_path[-1:])}, "
+        f"and the sizes of this one do not show whether it is turned too: say {' or '.join(said)}"
+    )
+    return fault(source, view, "ambiguous", hint)
 
 
 def axes_called(leaf: Leaf, dim: Dim) -> list[int]:
@@ -304,19 +322,28 @@ def _spelled(source: Row, view: Row) -> str:
     coarse, fine = sorted((before, after), key=len)
     letters = "abcdefghijklmnop"[: len(fine)]
     offered: list[str] = []
+    order = ""
     # Two are shown, and the third tells that there are more.
     for groups in itertools.islice(_grouped(coarse, fine), 3):
         products: list[str] = []
         for group in groups:
             products.append("*".join(letters[axis] for axis in group) or "1")
+            if len(group) > 2:
+                first, second, *rest = [letters[axis] for axis in group]
+                swapped = "*".join([second, first, *rest])
+                # A fused leaf of GPT-NeoX has query, key and value head by head, and that of GPT-2 side by side.
+                order = (
+                    f"; no size shows in which order factors stand in a product: {products[-1]} is "
+                    f"{swapped} if each of the {second} has parts of its own"
+                )
         sides = [" ".join(products), " ".join(letters)]
         if before is fine:
             sides.reverse()
         axes = SpelledAxes((), (), " -> ".join(sides))
         offered.append(str(Rename(source.model_path, view.model_path, spelled=axes)))
     if len(offered) < 3:
-        return " or ".join(offered)
-    return f"{offered[0]} or {offered[1]} or another order"
+        return " or ".join(offered) + order
+    return f"{offered[0]} or {offered[1]} or another order{order}"
 
 
 def _plain_shape(row: Row) -> tuple[int, ...] | None:
