@@ -777,3 +777,19 @@ def test_items_of_a_list_that_rules_call_by_their_numbers_stand_apart() -> None:
     # The rules alone say the same.
     again = cs.adapt(old, new, rules=found.rules, scan=found.scan, lists=found.lists)
     cs.assert_trees_identical(again.get(old), made)
+
+
+def test_tokens_of_64_bits_in_a_run_that_float32_alone_allows_are_told() -> None:
+    """Jax mixes what it traced with 64 bits with what it lowers with 32, and says nothing of tokens."""
+    tokens = np.array([[3, 0, 4, 1]])
+
+    def run(tree: dict[str, Any]) -> jax.Array:
+        x = jnp.take(tree["table"], tokens, axis=0)
+        # A carry of float32 refuses the float64 that comes of it where 64 bits are on.
+        return jax.lax.scan(lambda y, w: (y @ w, None), x.astype(jnp.float32), tree["w"])[0]
+
+    old = {"table": jnp.ones((5, 3)), "w": jnp.ones((2, 3, 3))}
+    with pytest.raises(DiscoveryError, match=r"tokens\.astype\(np\.int32\)"):
+        discover(run, old, run, old)
+    tokens = tokens.astype(np.int32)  # as the hint says
+    assert discover(run, old, run, old).status == "complete"

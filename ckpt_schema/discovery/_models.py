@@ -322,6 +322,13 @@ class JaxModel:
                     self.wide = False
                     continue
                 hint = "it is called with random values of the same shapes; see the cause above"
+                # jax keeps what it made of an array of NumPy in the run while 64 bits were on, and
+                # nothing but another array makes it forget that.
+                if "operand type mismatch" in str(error):
+                    hint = (
+                        "jax takes a NumPy array in the run for what it was with 64 bits; "
+                        "give the run tokens.astype(np.int32)"
+                    )
                 fault = Mismatch(self._side, "run", "outputs", type(error).__name__, hint)
                 raise DiscoveryError(f"{self._side} cannot be run", [fault]) from error
 
