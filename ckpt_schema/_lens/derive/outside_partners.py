@@ -52,8 +52,9 @@ def outside_partners(
         loose: The leaves of both that have no partner.
         certain: Those that have one for another reason, by the numbers of both.
     """
+    taken = {*certain.values()}
     left = [leaf for leaf in loose[0] if leaf.required and leaf.number not in certain]
-    right = [leaf for leaf in loose[1] if leaf.required and leaf.number not in certain.values()]
+    right = [leaf for leaf in loose[1] if leaf.required and leaf.number not in taken]
     found: tuple[dict[int, OutsidePartner], dict[int, OutsidePartner]] = {}, {}
     for pairs in (_below_one_node(left, right), [(b, a) for a, b in _below_one_node(right, left)]):
         rules = _rules(source, view, pairs)
@@ -98,21 +99,21 @@ def _rules(source: Layout, view: Layout, pairs: Sequence[_Pair]) -> list[Rename]
     for here, there in pairs:
         by_name.setdefault(here.row.path[-1], []).append((here, there))
     numbers = {here.number for here, _ in pairs}, {there.number for _, there in pairs}
+    # Asked once for all leaves of a name, of which there may be as many as layers.
+    wholes: dict[str, Rename] = {}
+    for name, several in by_name.items():
+        heads = {_heads(here.row, there.row) for here, there in several}
+        if len(several) == 1 or len(heads) > 1:
+            continue
+        ((ours, theirs),) = heads
+        if _has_no_other(source, ours, name, numbers[0]) and _has_no_other(
+            view, theirs, name, numbers[1]
+        ):
+            wholes[name] = Rename((*ours, "**", name), (*theirs, "**", name))
     rules: list[Rename] = []
     for here, there in pairs:
-        several = by_name[here.row.path[-1]]
-        heads = _heads(here.row, there.row)
-        is_one = (
-            len(several) > 1
-            and all(_heads(one.row, other.row) == heads for one, other in several)
-            and _has_no_other(source, heads[0], here.row.path[-1], numbers[0])
-            and _has_no_other(view, heads[1], here.row.path[-1], numbers[1])
-        )
-        if is_one:
-            end = "**", here.row.path[-1]
-            rules.append(Rename((*heads[0], *end), (*heads[1], *end)))
-        else:
-            rules.append(Rename(here.row.path, there.row.path))
+        whole = wholes.get(here.row.path[-1])
+        rules.append(Rename(here.row.path, there.row.path) if whole is None else whole)
     return rules
 
 
