@@ -223,8 +223,8 @@ ORDER = """
     _source.branches
     _source.equal_parts
     _source.mixed_lists_text
-    _source.ready_blocks
     _source.size_names
+    _source.ready_blocks
     _source.class_names
     _source.python_text
     _source.kept_text

@@ -27,6 +27,7 @@ from ckpt_schema._layouts.schema import body_rows
 from ckpt_schema._source.branches import Branch, Grower
 from ckpt_schema._source.flat_keys import Placed
 from ckpt_schema._source.importing import Imports
+from ckpt_schema._source.size_names import without_number
 
 __all__ = ["BlockFit", "BlockKind", "ReadyBlocks", "globs_of"]
 
@@ -162,7 +163,7 @@ class ReadyBlocks:
         if branch.leaf is not None or branch.stream or branch.separator:
             return None
         # Of thousands of layers alike each has a number of its own, which tells nothing of what they are.
-        word = _word(branch.name)
+        word = without_number(branch.name)
         mark = id(branch.children), word, tuple(dims)
         if mark not in self._known:
             # The children are kept, so that nothing else has their identity.
@@ -258,16 +259,6 @@ def _linen_name(name: str) -> str:
         if nnx_name == name:
             return linen_name
     return name
-
-
-def _word(attribute: str) -> str:
-    """The name of an attribute without its number.
-
-    Example:
-        >>> _word("Dense_0"), _word("norm2"), _word("head")
-        ('Dense', 'norm', 'head')
-    """
-    return attribute.rstrip("0123456789").rstrip("_")
 
 
 def _names(word: str, rank: int, side: BlockKind) -> Iterator[str]:

@@ -19,7 +19,7 @@ from ckpt_schema._layouts.immutable import replaced
 from ckpt_schema._layouts.leaves import Leaf
 from ckpt_schema._source.branches import Branch
 
-__all__ = ["SizeNames", "guessed_names", "identifier"]
+__all__ = ["SizeNames", "guessed_names", "identifier", "without_number"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -210,7 +210,7 @@ class _Ballot:
         elif "pos" in node.lower():
             rows = "positions"
         usual = _usual_axes(_NUMBER.sub("", node))
-        here = _without_number(node)
+        here = without_number(node)
         # Equal parts vote alike where their nodes' names tell the same.
         mark = id(children), rows, here, above, *usual.values()
         known = self._known.get(mark)
@@ -228,7 +228,13 @@ class _Ballot:
         return known
 
 
-def _without_number(name: str) -> str:
+def without_number(name: str) -> str:
+    """The name of an attribute without its number.
+
+    Example:
+        >>> without_number("Dense_0"), without_number("norm2"), without_number("head")
+        ('Dense', 'norm', 'head')
+    """
     return name.rstrip("0123456789").rstrip("_")
 
 
